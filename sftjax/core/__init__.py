@@ -1,0 +1,29 @@
+"""Pytrees only: paths, partition, and the few types that every other room passes around."""
+
+from sftjax.core.loss import Aux, Loss
+from sftjax.core.partition import combine, count, holes, nbytes, partition
+from sftjax.core.paths import flatten, map_with_path, matches, nearest, path_of, unflatten
+from sftjax.core.state import Batch, Fixed, Metrics, Objective, PyTree, TrainState, step_key
+
+__all__ = [
+    "Aux",
+    "Batch",
+    "Fixed",
+    "Loss",
+    "Metrics",
+    "Objective",
+    "PyTree",
+    "TrainState",
+    "combine",
+    "count",
+    "flatten",
+    "holes",
+    "map_with_path",
+    "matches",
+    "nbytes",
+    "nearest",
+    "partition",
+    "path_of",
+    "step_key",
+    "unflatten",
+]

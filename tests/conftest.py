@@ -1,0 +1,22 @@
+"""The environment of every test: eight virtual CPU devices, no network, a warm compile cache."""
+
+import os
+import pathlib
+import tempfile
+
+# Before jax is imported: jax 0.10 deadlocks on two cores with eight devices unless PJRT_NPROC is set.
+os.environ.setdefault("PJRT_NPROC", "16")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_ENABLE_PREEMPTION_SERVICE", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+
+CACHE = pathlib.Path(os.environ.get("SFTJAX_TEST_CACHE", tempfile.gettempdir())) / "sftjax-xla"
+
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
