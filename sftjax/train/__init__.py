@@ -1,1 +1,20 @@
-"""TODO."""
+"""The step, its compilation, the loop and the checkpoint; of any model and any objective."""
+
+from sftjax.train.checkpoint import Checkpoints, Saved, claim, open_checkpoints
+from sftjax.train.loop import Fit, fit
+from sftjax.train.schedule import linear_schedule
+from sftjax.train.step import Step, compile_step, init, make_step
+
+__all__ = [
+    "Checkpoints",
+    "Fit",
+    "Saved",
+    "Step",
+    "claim",
+    "compile_step",
+    "fit",
+    "init",
+    "linear_schedule",
+    "make_step",
+    "open_checkpoints",
+]

@@ -1,0 +1,97 @@
+"""AdamW that decays toward the pretrained weights: the optimizer most runs want, in one call."""
+
+import jax
+import optax
+
+from sftjax.anchor.decay import add_decayed_difference, add_decayed_unanchored
+from sftjax.anchor.dose import strength_of
+from sftjax.core import PyTree, flatten, holes
+
+
+def adamw(
+    learning_rate: float | optax.Schedule,
+    *,
+    dose: float | None = None,
+    num_steps: int | None = None,
+    strength: float | None = None,
+    coupled: bool = False,
+    weight_decay: float = 0.01,
+    rates: PyTree | None = None,
+    max_grad_norm: float | None = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam with clipping, decay toward the anchor, plain decay elsewhere, and a rate per leaf.
+
+    $$ w \leftarrow w - \eta_t r \left( \frac{\hat m}{\sqrt{\hat v} + \epsilon}
+       + \lambda (w - w_0) \right) $$
+
+    on anchored leaves, with the rate multiplier $r$; on matrices without an anchor (a fresh head,
+    or all of them when there is no anchor) $\beta w$ stands in place of $\lambda (w - w_0)$.
+
+    Args:
+      learning_rate: $\eta$, or a schedule of it over updates.
+      dose: $\kappa = \lambda \sum_t \eta_t$ (see `sftjax.anchor.dose`); needs `num_steps`.
+      num_steps: how many updates the run makes.
+      strength: $\lambda$ itself, instead of a dose.
+      coupled: let the pull pass through Adam's normalization as part of the gradient.
+      weight_decay: $\beta$.
+      rates: $r$, a float for each trainable leaf (`Selection.rate`); `None` is 1 everywhere.
+      max_grad_norm: clip the gradient's norm over the trainable leaves; `None` never clips.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: $\epsilon$.
+
+    Returns:
+      A transform whose `update` takes `anchor=` (and `importance=`), as `train.make_step` gives it.
+
+    Raises:
+      ValueError: if both or neither of a dose's parts are given, or the dose is impossible.
+
+    >>> tx = adamw(1e-4, dose=1.0, num_steps=500)
+    """
+    if dose is not None and strength is not None:
+        raise ValueError("give a dose or a strength, not both")
+    if dose is not None and num_steps is None:
+        raise ValueError("a dose needs num_steps, the number of updates that share it")
+    if dose is not None and num_steps is not None:
+        strength = strength_of(dose, learning_rate, num_steps)
+    if strength is not None and not 0.0 <= strength < float("inf"):
+        raise ValueError(f"strength is {strength}; a strength is a finite number >= 0")
+    pull = [add_decayed_difference(strength)] if strength else []
+    return optax.with_extra_args_support(
+        optax.chain(
+            *([] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]),
+            *(pull if coupled else []),
+            optax.scale_by_adam(b1, b2, eps),
+            *([] if coupled else pull),
+            *([add_decayed_unanchored(weight_decay)] if weight_decay else []),
+            *([] if rates is None else [scale_by_rates(rates)]),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
+def scale_by_rates(rates: PyTree) -> optax.GradientTransformation:
+    """Multiply each update by the rate of its leaf; stands after Adam, where it is not undone.
+
+    >>> import jax.numpy as jnp
+    >>> tx = scale_by_rates({"trunk": 0.5, "head": 1.0})
+    >>> updates, _ = tx.update({"trunk": jnp.ones(1), "head": jnp.ones(1)}, tx.init({}))
+    >>> float(updates["trunk"][0])
+    0.5
+    """
+    if not flatten(rates):
+        raise ValueError("the tree of rates is empty")
+
+    def scale(updates: PyTree, params: PyTree | None) -> PyTree:
+        del params
+        return jax.tree.map(
+            lambda update, rate: None if update is None else update * rate,
+            updates,
+            rates,
+            is_leaf=holes,
+        )
+
+    return optax.stateless(scale)

@@ -1,0 +1,145 @@
+"""Print what a selection means before it runs: leaves, sizes, optimizer memory, rates, anchors."""
+
+from typing import NamedTuple
+
+import jax
+import optax
+
+from sftjax.core import PyTree, count, flatten, nbytes, partition
+from sftjax.select.rules import Selection
+
+
+class Row(NamedTuple):
+    """All leaves that one rule decided."""
+
+    rule: str
+    leaves: int
+    parameters: int
+    bytes: int
+    optimizer_bytes: int | None
+    rate: float
+    anchored: int
+    """How many of the leaves are held near their pretrained values."""
+
+
+class Description(NamedTuple):
+    """The report of `describe`; `str()` gives the table."""
+
+    rows: tuple[Row, ...]
+    total: Row
+
+    def __str__(self) -> str:
+        header = ("rule", "leaves", "parameters", "memory", "optimizer", "rate", "anchored")
+        lines = [header, *(_cells(row) for row in self.rows), _cells(self.total)]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+        text = [
+            "  ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        moving = sum(row.parameters for row in self.rows if row.rate > 0)
+        share = 100 * moving / max(self.total.parameters, 1)
+        text.append(
+            f"trainable params: {moving:,} || all params: {self.total.parameters:,} "
+            f"|| trainable%: {share:.4f}"
+        )
+        return "\n".join(text)
+
+
+def describe(
+    params: PyTree,
+    selection: Selection,
+    *,
+    tx: optax.GradientTransformation | None = None,
+    anchor: PyTree | None = None,
+) -> Description:
+    """Report, rule by rule, what moves and what it costs.
+
+    Args:
+      params: a tree of arrays or shapes.
+      selection: from `select`.
+      tx: the optimizer, to count its state for the trainable leaves (by shape, nothing is
+        allocated); `None` leaves that column empty.
+      anchor: the anchor tree, holes where a leaf is not anchored.
+
+    Returns:
+      A `Description`; print it.
+
+    >>> import jax.numpy as jnp
+    >>> from sftjax.select import select
+    >>> params = {"trunk": {"w": jnp.zeros((8, 8))}, "head": {"w": jnp.zeros((8, 2))}}
+    >>> print(describe(params, select(params, "head"), tx=optax.adam(1e-3)))
+    rule      leaves  parameters  memory  optimizer  rate  anchored
+    head           1          16    64 B      128 B     1         0
+    (frozen)       1          64   256 B        0 B     -         -
+    total          2          80   320 B      128 B               0
+    trainable params: 16 || all params: 80 || trainable%: 20.0000
+    """
+    leaves = flatten(params)
+    rules = flatten(selection.rule)
+    rates = flatten(selection.rate)
+    anchored = set(flatten(anchor)) if anchor is not None else set()
+    state = None if tx is None else _state_bytes(tx, partition(params, selection.trainable)[0])
+    groups: dict[tuple[str, float], list[str]] = {}
+    for path in leaves:
+        groups.setdefault((rules[path], rates[path]), []).append(path)
+    order = sorted(groups, key=lambda group: group[1] == 0)
+    rows = tuple(
+        _row(rule or "(frozen)", rate, {path: leaves[path] for path in groups[rule, rate]}, state,
+             anchored)
+        for rule, rate in order
+    )  # fmt: skip
+    total = _row("total", float("nan"), leaves, state, anchored)
+    if state is not None:
+        total = total._replace(optimizer_bytes=sum(state.values()))
+    return Description(rows, total)
+
+
+def _row(
+    rule: str,
+    rate: float,
+    leaves: dict[str, jax.Array],
+    state: dict[str, int] | None,
+    anchored: set[str],
+) -> Row:
+    spent = None if state is None else sum(state.get(path, 0) for path in leaves)
+    held = len(anchored & set(leaves))
+    return Row(rule, len(leaves), count(leaves), nbytes(leaves), spent, rate, held)
+
+
+def _state_bytes(tx: optax.GradientTransformation, trainable: PyTree) -> dict[str, int]:
+    """Bytes of optimizer state by the path of the leaf they belong to; counters under `""`."""
+    shapes = jax.eval_shape(tx.init, trainable)
+    paths = sorted(flatten(trainable), key=len, reverse=True)
+    spent: dict[str, int] = {}
+    for where, leaf in flatten(shapes).items():
+        # A moment of `head/kernel` lies at `.../mu/head/kernel`: the longest such suffix owns it.
+        owner = next((path for path in paths if f"/{where}".endswith(f"/{path}")), "")
+        spent[owner] = spent.get(owner, 0) + nbytes(leaf)
+    spent.pop("", None)
+    return spent
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    total = row.rule == "total"
+    frozen = row.rate == 0
+    return (
+        row.rule,
+        f"{row.leaves:,}",
+        f"{row.parameters:,}",
+        _size(row.bytes),
+        "" if row.optimizer_bytes is None else _size(row.optimizer_bytes),
+        "" if total else "-" if frozen else f"{row.rate:.3g}",
+        "-" if frozen else f"{row.anchored:,}",
+    )
+
+
+def _size(number: int) -> str:
+    size = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError(number)

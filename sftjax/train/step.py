@@ -1,0 +1,224 @@
+"""One update as a pure function: gradients, optimizer and metrics of the trainable leaves only."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from sftjax.core import (
+    Aux,
+    Batch,
+    Fixed,
+    Loss,
+    Metrics,
+    Objective,
+    PyTree,
+    TrainState,
+    combine,
+    flatten,
+    holes,
+    partition,
+    step_key,
+)
+
+Step = Callable[[TrainState, Fixed, Batch], tuple[TrainState, Metrics]]
+
+
+class _Totals(NamedTuple):
+    """Sums over micro-batches."""
+
+    grads: PyTree
+    loss: Loss
+    metrics: dict[str, Loss]
+
+
+def init(
+    params: PyTree,
+    trainable: PyTree,
+    tx: optax.GradientTransformation,
+    key: Array,
+    *,
+    anchor: PyTree | None = None,
+    importance: PyTree | None = None,
+    model_state: PyTree | None = None,
+    held_state: PyTree | None = None,
+    frozen_dtype: Any = None,
+) -> tuple[TrainState, Fixed]:
+    """Split params into what moves and what does not, and make the optimizer's first state.
+
+    The trainable leaves are copied, in float32, so that the donated state never takes the caller's
+    own params (or the anchor) with it.
+
+    Args:
+      params: the full tree.
+      trainable: bool tree of the same structure (`Selection.trainable`).
+      tx: the optimizer; its state is made for the trainable leaves alone.
+      key: the run's PRNG key.
+      anchor: as `anchor.anchor_of` gives it.
+      importance: of the anchor's structure.
+      model_state: statistics that may move (batch_stats).
+      held_state: statistics that are held still.
+      frozen_dtype: cast the frozen float leaves, for example to bfloat16; `None` keeps them.
+
+    Returns:
+      `(state, fixed)` for the step.
+
+    Raises:
+      ValueError: if nothing moves, or a trainable leaf is not a float array.
+
+    >>> params = {"trunk": jnp.ones(3), "head": jnp.ones(2)}
+    >>> state, fixed = init(
+    ...     params, {"trunk": False, "head": True}, optax.sgd(0.1), jax.random.key(0))
+    >>> state.trainable, fixed.frozen["head"]
+    ({'head': Array([1., 1.], dtype=float32), 'trunk': None}, None)
+    """
+    moving, frozen = partition(params, trainable)
+    leaves = flatten(moving)
+    if not leaves:
+        raise ValueError("no leaf is trainable: the step would do nothing")
+    for path, leaf in leaves.items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"{path} has dtype {leaf.dtype} and cannot be trained by gradients; freeze it"
+            )
+    moving = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), moving)
+    if frozen_dtype is not None:
+        frozen = jax.tree.map(
+            lambda leaf: (
+                leaf.astype(frozen_dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+            ),
+            frozen,
+        )
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trainable=moving,
+        opt_state=tx.init(moving),
+        model_state={} if model_state is None else jax.tree.map(jnp.copy, model_state),
+        key=jnp.copy(key),
+    )
+    fixed = Fixed(frozen, {} if held_state is None else held_state, anchor, importance)
+    return state, fixed
+
+
+def make_step(
+    objective: Objective, tx: optax.GradientTransformation, *, accumulate: int = 1
+) -> Step:
+    """Return the update `(state, fixed, batch) -> (state, metrics)`, pure and uncompiled.
+
+    The gradient is taken with respect to the trainable leaves, of the loss's *sum*. Micro-batches
+    add their sums and weights, and the division by the weight happens once, so that the result
+    does not depend on how the batch was cut.
+
+    Args:
+      objective: `(params, model_state, batch, key) -> (Loss, Aux)`.
+      tx: the optimizer; it is given `anchor` and `importance` as extra arguments.
+      accumulate: number of micro-batches a batch is cut into; must divide its rows.
+
+    Returns:
+      A `Step`. Its metrics are `loss`, `weight` (what counted), `grad_norm` (over the trainable
+      leaves, before clipping) and the objective's own.
+
+    Raises:
+      ValueError: when tracing, if `accumulate` does not divide the rows of the batch.
+
+    >>> def objective(params, model_state, batch, key):
+    ...     return Loss(jnp.sum((params["w"] - batch["x"]) ** 2), 2.0), Aux({})
+    >>> tx = optax.sgd(0.5)
+    >>> state, fixed = init({"w": jnp.zeros(2)}, {"w": True}, tx, jax.random.key(0))
+    >>> state, metrics = make_step(objective, tx)(state, fixed, {"x": jnp.ones(2)})
+    >>> state.trainable["w"], float(metrics["loss"])
+    (Array([0.5, 0.5], dtype=float32), 1.0)
+    """
+    if accumulate < 1:
+        raise ValueError(f"accumulate is {accumulate}; it is a number of micro-batches, 1 or more")
+    update = optax.with_extra_args_support(tx).update
+
+    def gradient(trainable: PyTree, fixed: Fixed, model_state: PyTree, batch: Batch, key: Array):
+        def total(trainable: PyTree) -> tuple[Array, tuple[Loss, Aux]]:
+            params = combine(trainable, fixed.frozen)
+            held = combine(model_state, fixed.model_state)
+            loss, aux = objective(params, held, batch, key)
+            return jnp.asarray(loss.sum, jnp.float32), (loss, aux)
+
+        (_, (loss, aux)), grads = jax.value_and_grad(total, has_aux=True)(trainable)
+        return _Totals(grads, loss, aux.metrics), _moving(aux.model_state, model_state)
+
+    def step(state: TrainState, fixed: Fixed, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = step_key(state)
+        if accumulate == 1:
+            totals, model_state = gradient(state.trainable, fixed, state.model_state, batch, key)
+        else:
+            totals, model_state = _scan(gradient, state, fixed, _cut(batch, accumulate), key)
+        weight = jnp.asarray(totals.loss.weight, jnp.float32)
+        scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
+        grads = jax.tree.map(lambda grad: grad * scale, totals.grads)
+        updates, opt_state = update(
+            grads, state.opt_state, state.trainable, anchor=fixed.anchor,
+            importance=fixed.importance,
+        )  # fmt: skip
+        metrics = {
+            "loss": totals.loss.mean,
+            "weight": weight,
+            "grad_norm": optax.tree.norm(grads),
+            **{name: total.mean for name, total in totals.metrics.items()},
+        }
+        trainable = optax.apply_updates(state.trainable, updates)
+        return TrainState(state.step + 1, trainable, opt_state, model_state, state.key), metrics
+
+    return step
+
+
+def compile_step(step: Step) -> Step:
+    """Compile a step with `jit`: the state is donated, `fixed` is an argument that stays.
+
+    Sharded inputs compile to a sharded step. Each shape of batch compiles once.
+
+    >>> step = compile_step(lambda state, fixed, batch: (state, {}))
+    """
+    return jax.jit(step, donate_argnums=0)
+
+
+def _scan(
+    gradient: Callable[..., Any], state: TrainState, fixed: Fixed, batches: Batch, key: Array
+) -> tuple[_Totals, PyTree]:
+    """Add up the totals of the micro-batches, which lie along the first axis of `batches`."""
+
+    def body(carry: tuple[_Totals, PyTree], item: tuple[Array, Batch]):
+        before, model_state = carry
+        index, batch = item
+        micro_key = jax.random.fold_in(key, index)
+        totals, model_state = gradient(state.trainable, fixed, model_state, batch, micro_key)
+        return (jax.tree.map(jnp.add, before, totals), model_state), None
+
+    first = jax.tree.map(lambda leaf: leaf[0], batches)
+    shapes, _ = jax.eval_shape(gradient, state.trainable, fixed, state.model_state, first, key)
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    pieces = jax.tree.leaves(batches)[0].shape[0]
+    carry, _ = jax.lax.scan(body, (zeros, state.model_state), (jnp.arange(pieces), batches))
+    return carry
+
+
+def _cut(batch: Batch, pieces: int) -> Batch:
+    """Reshape (B, ...) to (pieces, B / pieces, ...), taking rows in strides of `pieces`.
+
+    Strided rows keep a batch that is sharded over devices sharded: every device holds a part of
+    every micro-batch.
+    """
+
+    def cut(leaf: Array) -> Array:
+        rows = leaf.shape[0]
+        if rows % pieces:
+            raise ValueError(f"{rows} rows cannot be cut into {pieces} equal micro-batches")
+        return jnp.swapaxes(leaf.reshape(rows // pieces, pieces, *leaf.shape[1:]), 0, 1)
+
+    return jax.tree.map(cut, dict(batch))
+
+
+def _moving(new: PyTree, old: PyTree) -> PyTree:
+    """Keep of an objective's new model state the leaves that are allowed to move."""
+    if new is None:
+        return old
+    return jax.tree.map(lambda keep, leaf: None if keep is None else leaf, old, new, is_leaf=holes)
