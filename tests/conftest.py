@@ -14,9 +14,34 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
+import pytest
 
 CACHE = pathlib.Path(os.environ.get("SFTJAX_TEST_CACHE", tempfile.gettempdir())) / "sftjax-xla"
 
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> pathlib.Path:
+    """The folder of the real MiniLM-L6."""
+    return asset("minilm-l6")
+
+
+@pytest.fixture(scope="session")
+def rated_sentences() -> pathlib.Path:
+    """The folder of the real rated sentences."""
+    return asset("rated-sentences")
+
+
+def asset(name: str) -> pathlib.Path:
+    """Fetch a real asset; skip without a network, unless the environment says it must be there."""
+    from sftjax.data import fetch
+
+    try:
+        return fetch(name)
+    except (OSError, RuntimeError, ValueError) as error:
+        if os.environ.get("SFTJAX_REQUIRE_ASSETS"):
+            raise
+        pytest.skip(f"{name} is not to be had here: {error}")

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from sftjax.core import PyTree, flatten, holes, map_with_path, matches, nearest, partition
 
@@ -19,7 +20,7 @@ from sftjax.core import PyTree, flatten, holes, map_with_path, matches, nearest,
 class DecayState(NamedTuple):
     """How many updates have been made, for strengths that follow a schedule."""
 
-    count: Array
+    updates: ArrayLike
     """(), int32."""
 
 
@@ -114,10 +115,10 @@ def add_decayed_difference(strength: float | optax.Schedule) -> optax.GradientTr
         del others
         if params is None:
             raise ValueError("add_decayed_difference needs the params: tx.update(g, state, params)")
-        following = DecayState(optax.safe_increment(state.count))
+        following = DecayState(optax.safe_increment(state.updates))
         if anchor is None:
             return updates, following
-        rate = strength(state.count) if callable(strength) else strength
+        rate = strength(state.updates) if callable(strength) else strength
 
         def pull(update, value, origin, weight):
             if update is None or origin is None:

@@ -17,16 +17,21 @@ from sftjax.objectives.losses import (
 )
 
 Apply = Callable[[PyTree, Batch, Array | None], Array]
-"""`(params, batch, key) -> logits`; `key=None` asks for no randomness."""
+"""`(params, batch, key) -> logits`; `key=None` asks for no randomness (dropout off)."""
 
 
 def classification(
-    apply: Apply, *, label_smoothing: float = 0.0, class_weights: ArrayLike | None = None
+    apply: Apply,
+    *,
+    dropout: bool = False,
+    label_smoothing: float = 0.0,
+    class_weights: ArrayLike | None = None,
 ) -> Objective:
     """One class per row: `cross_entropy` of `batch["labels"]` (B,), and the accuracy.
 
     Args:
       apply: `(params, batch, key) -> logits (B, K)`.
+      dropout: whether `apply` is given the step's key; off by default, as a frozen trunk wants it.
       label_smoothing: as in `cross_entropy`.
       class_weights: as in `cross_entropy`.
 
@@ -39,7 +44,7 @@ def classification(
 
     def objective(params: PyTree, state: PyTree, batch: Batch, key: Array | None):
         del state
-        logits, valid = apply(params, batch, key), batch.get("valid")
+        logits, valid = apply(params, batch, key if dropout else None), batch.get("valid")
         labels = batch["labels"]
         loss = cross_entropy(
             logits, labels, valid, label_smoothing=label_smoothing, class_weights=class_weights
@@ -49,7 +54,7 @@ def classification(
     return objective
 
 
-def multi_label(apply: Apply, *, pos_weight: ArrayLike = 1.0) -> Objective:
+def multi_label(apply: Apply, *, dropout: bool = False, pos_weight: ArrayLike = 1.0) -> Objective:
     """K yes/no labels per row: `binary_cross_entropy` of `batch["labels"]` (B, K).
 
     >>> objective = multi_label(lambda params, batch, key: batch["x"] @ params)
@@ -60,7 +65,11 @@ def multi_label(apply: Apply, *, pos_weight: ArrayLike = 1.0) -> Objective:
 
     def objective(params: PyTree, state: PyTree, batch: Batch, key: Array | None):
         del state
-        logits, labels, valid = apply(params, batch, key), batch["labels"], batch.get("valid")
+        logits, labels, valid = (
+            apply(params, batch, key if dropout else None),
+            batch["labels"],
+            batch.get("valid"),
+        )
         exact = jnp.all((logits > 0) == (labels > 0.5), -1)
         loss = binary_cross_entropy(logits, labels, valid, pos_weight=pos_weight)
         return loss, Aux({"subset_accuracy": _share(exact, valid)})
@@ -68,7 +77,7 @@ def multi_label(apply: Apply, *, pos_weight: ArrayLike = 1.0) -> Objective:
     return objective
 
 
-def regression(apply: Apply) -> Objective:
+def regression(apply: Apply, *, dropout: bool = False) -> Objective:
     """One number per row: `squared_error` of `batch["labels"]` (B,).
 
     >>> objective = regression(lambda params, batch, key: batch["x"] * params)
@@ -78,14 +87,14 @@ def regression(apply: Apply) -> Objective:
 
     def objective(params: PyTree, state: PyTree, batch: Batch, key: Array | None):
         del state
-        predictions, targets = apply(params, batch, key), batch["labels"]
+        predictions, targets = apply(params, batch, key if dropout else None), batch["labels"]
         error = squared_error(predictions, targets, batch.get("valid"))
         return error, Aux({"mse": error})
 
     return objective
 
 
-def token_classification(apply: Apply, **options: Any) -> Objective:
+def token_classification(apply: Apply, *, dropout: bool = False, **options: Any) -> Objective:
     """One class per token: `token_cross_entropy` of `batch["labels"]` (B, T), -100 not counted.
 
     >>> objective = token_classification(lambda params, batch, key: batch["x"] @ params)
@@ -96,7 +105,7 @@ def token_classification(apply: Apply, **options: Any) -> Objective:
 
     def objective(params: PyTree, state: PyTree, batch: Batch, key: Array | None):
         del state
-        logits, labels = apply(params, batch, key), batch["labels"]
+        logits, labels = apply(params, batch, key if dropout else None), batch["labels"]
         if "valid" in batch:
             labels = jnp.where(batch["valid"][:, None] > 0, labels, IGNORE)
         right = _share(jnp.argmax(logits, -1) == labels, labels != IGNORE)

@@ -88,8 +88,8 @@ def open_checkpoints(folder: str | os.PathLike[str], *, keep: int = 2) -> "Check
     if folder.exists():
         for torn in folder.glob("*.orbax-checkpoint-tmp*"):  # left by a process that was killed
             shutil.rmtree(torn)
-    policy = ocp.training.preservation_policies.LatestN(keep)
-    return Checkpoints(ocp.training.Checkpointer(folder, preservation_policy=policy))
+    policy: Any = ocp.training.preservation_policies.LatestN(keep)
+    return Checkpoints(ocp.training.Checkpointer(str(folder), preservation_policy=policy))
 
 
 class Checkpoints:

@@ -1,0 +1,56 @@
+"""`sftjax inspect`: the tree of a checkpoint with sizes, and what a selection would move."""
+
+from typing import Any
+
+import optax
+
+from sftjax.core import PyTree, count, flatten, nbytes
+from sftjax.select import describe, select, stacks
+
+
+def inspect(name_or_folder: str, *, train: tuple[str, ...] = (), depth: int = 4) -> str:
+    """Return a checkpoint's path tree with sizes, its blocks, and the report of a selection.
+
+    Args:
+      name_or_folder: a local folder, or a repository on the Hub.
+      train: rules as in `select`; empty leaves the report out.
+      depth: how many levels of the tree to print.
+    """
+    from sftjax.hub import load
+
+    model, params, report = load(name_or_folder)
+    parts = [str(report), tree_text(params, depth)]
+    for stack in stacks(params):
+        parts.append(f"blocks: {stack.blocks[0]} ... {stack.blocks[-1]} ({len(stack.blocks)})")
+    parts.append(f"longest input: {model.max_length} tokens; head: {model.head.kind}")
+    if train:
+        chosen = select(params, train, new=report.new)
+        parts.append(str(describe(params, chosen, tx=optax.adamw(1e-4))))
+    return "\n\n".join(parts)
+
+
+def tree_text(params: PyTree, depth: int) -> str:
+    """Draw a nested dict of arrays to a depth, each line with its parameters and bytes.
+
+    >>> import jax.numpy as jnp
+    >>> print(tree_text({"head": {"kernel": jnp.zeros((4, 2))}}, 2))
+    head               8       32
+      kernel (4, 2)    8       32
+    total              8       32
+    """
+    rows = [(name, count(leaves), nbytes(leaves)) for name, leaves in _lines(params, depth)]
+    rows.append(("total", count(params), nbytes(params)))
+    width = max(len(name) for name, *_ in rows)
+    return "\n".join(f"{name:<{width}} {size:>12,} {memory:>14,}" for name, size, memory in rows)
+
+
+def _lines(tree: Any, depth: int, indent: int = 0) -> list[tuple[str, Any]]:
+    lines: list[tuple[str, Any]] = []
+    keys = dict.fromkeys(path.split("/")[0] for path in flatten(tree))
+    for key in keys:
+        child = tree[key]
+        leaf = "" if isinstance(child, dict) else f" {tuple(child.shape)}"
+        lines.append((f"{'  ' * indent}{key}{leaf}", child))
+        if depth > 1 and isinstance(child, dict):
+            lines += _lines(child, depth - 1, indent + 1)
+    return lines
