@@ -216,4 +216,8 @@ def finetune(
         )
     # Frozen leaves as they came: those in `fixed` may have been cast.
     best = combine(run.best, partition(params, chosen.trainable)[1])
-    return Tuned(best, run, chosen, report, strength, num_steps)
+    history = [
+        {**entry, "learning_rate": float(schedule(entry["step"] - 1))} if "loss" in entry else entry
+        for entry in run.history
+    ]
+    return Tuned(best, run._replace(history=history), chosen, report, strength, num_steps)

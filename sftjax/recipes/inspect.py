@@ -1,30 +1,42 @@
 """`sftjax inspect`: the tree of a checkpoint with sizes, and what a selection would move."""
 
+import dataclasses
 from typing import Any
 
 import optax
+import tyro
 
 from sftjax.core import PyTree, count, flatten, nbytes
+from sftjax.hub import load
+from sftjax.recipes.finetune import Training
 from sftjax.select import describe, select, stacks
 
 
-def inspect(name_or_folder: str, *, train: tuple[str, ...] = (), depth: int = 4) -> str:
-    """Return a checkpoint's path tree with sizes, its blocks, and the report of a selection.
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Print a checkpoint's path tree with sizes, its blocks, and what a selection would move."""
 
-    Args:
-      name_or_folder: a local folder, or a repository on the Hub.
-      train: rules as in `select`; empty leaves the report out.
-      depth: how many levels of the tree to print.
+    model: tyro.conf.Positional[str]
+    """A local folder in the Hub's layout, or the name of a repository on the Hub."""
+    train: tuple[str, ...] = ()
+    """Rules as in `sftjax classify --train`; their report is printed too."""
+    depth: int = 4
+    """How many levels of the tree to print."""
+
+
+def inspect(job: Inspect) -> str:
+    """Return what `sftjax inspect` prints.
+
+    Raises:
+      ValueError: if the checkpoint cannot be read or a rule matches nothing.
     """
-    from sftjax.hub import load
-
-    model, params, report = load(name_or_folder)
-    parts = [str(report), tree_text(params, depth)]
+    model, params, report = load(job.model)
+    parts = [str(report), tree_text(params, job.depth)]
     for stack in stacks(params):
         parts.append(f"blocks: {stack.blocks[0]} ... {stack.blocks[-1]} ({len(stack.blocks)})")
     parts.append(f"longest input: {model.max_length} tokens; head: {model.head.kind}")
-    if train:
-        chosen = select(params, train, new=report.new)
+    if job.train:
+        chosen = select(params, Training(train=job.train).rules(), new=report.new)
         parts.append(str(describe(params, chosen, tx=optax.adamw(1e-4))))
     return "\n\n".join(parts)
 

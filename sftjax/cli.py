@@ -1,0 +1,47 @@
+"""The command line: `sftjax classify`, `sftjax predict`, `sftjax inspect`, `sftjax demo`."""
+
+import sys
+from typing import Annotated
+
+import tyro
+
+from sftjax.recipes.classify import Classify, classify
+from sftjax.recipes.demo import Demo, demo
+from sftjax.recipes.inspect import Inspect, inspect
+from sftjax.recipes.predict import Predict, predict_text
+
+Command = (
+    Annotated[Classify, tyro.conf.subcommand("classify")]
+    | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; bad input ends with one paragraph on stderr and exit code 2."""
+    job = tyro.cli(
+        Command,  # type: ignore[arg-type]
+        prog="sftjax",
+        description=__doc__,
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction),
+    )
+    try:
+        match job:
+            case Classify():
+                classify(job)
+            case Predict():
+                predict_text(job)
+            case Inspect():
+                print(inspect(job))
+            case Demo():
+                demo(job)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        print(f"sftjax: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,297 @@
+"""Fine-tune an encoder on labelled text: classes, labels, numbers, or a class a word.
+
+sftjax classify --model FOLDER --data reviews.csv --train last:2 --dose 1 --output-dir runs/a
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sftjax.core import PyTree, map_with_path
+from sftjax.data import cache_folder
+from sftjax.evaluate import (
+    Interval,
+    loss_curve,
+    moved,
+    moved_per_block,
+    reliability,
+    softmax,
+    table_markdown,
+    write_predictions,
+)
+from sftjax.hub import Data, LoadReport, Metric, card_of, load, load_tokenizer, save
+from sftjax.models import Head, Model
+from sftjax.objectives import objective_of
+from sftjax.recipes.finetune import Training, Tuned, finetune
+from sftjax.recipes.run_folder import write_json, write_text
+from sftjax.recipes.scoring import Scorer
+from sftjax.recipes.text_rows import (
+    PROBLEM_TYPES,
+    Columns,
+    Rows,
+    encode_rows,
+    labels_of,
+    read_splits,
+)
+from sftjax.train import claim
+
+
+@dataclasses.dataclass(frozen=True)
+class Classify:
+    """Fine-tune an encoder (BERT, RoBERTa, XLM-R, DistilBERT) on labelled text."""
+
+    model: str
+    """A local folder in the Hub's layout, or the name of a repository on the Hub."""
+    data: str
+    """A .csv, .tsv, .jsonl or .parquet file, a folder of train/validation/test files, or
+    tfds:NAME."""
+    output_dir: pathlib.Path
+    """The run's folder: model, metrics, report, plots, checkpoints. The same command resumes it."""
+    columns: Columns = dataclasses.field(default_factory=Columns)
+    training: Training = dataclasses.field(default_factory=Training)
+    eval_data: str | None = None
+    """Where to evaluate; else the source's own validation or test split, else a held-out share."""
+    validation_fraction: float = 0.1
+    """Share of the training rows held out when there is nothing else to evaluate on."""
+    per_device_eval_batch_size: int = 64
+    """Rows per device in evaluation."""
+    label_smoothing_factor: float = 0.0
+    """Share of the target spread evenly over all classes."""
+    balanced_classes: bool = False
+    """Weigh classes by the inverse of how often they occur in the training rows."""
+
+    @property
+    def eval_rows(self) -> int:
+        """Rows in an evaluation batch."""
+        return self.per_device_eval_batch_size * jax.device_count()
+
+
+class Classified(NamedTuple):
+    """What the recipe found."""
+
+    metrics: dict[str, Interval | float]
+    """On the evaluation rows, `eval_*`, with 95 % bootstrap intervals."""
+    tuned: Tuned
+    folder: pathlib.Path
+
+
+def classify(job: Classify, tell: Callable[[str], None] = print) -> Classified:
+    """Run the recipe; everything that could be wrong with the input is refused before compilation.
+
+    Args:
+      job: what to do.
+      tell: is given what a person wants to read on the way.
+
+    Raises:
+      ValueError: for bad input, saying where it is and what to do.
+    """
+    train_table, eval_table = read_splits(
+        job.data,
+        job.eval_data,
+        job.columns,
+        fraction=job.validation_fraction,
+        seed=job.training.seed,
+    )
+    train_labels = labels_of(train_table, job.columns, job.columns.labels, least=2)
+    eval_labels = labels_of(eval_table, job.columns, train_labels.names, least=1)
+    problem_type = PROBLEM_TYPES[job.columns.task]
+    kind = "token" if job.columns.task == "token" else "sequence"
+    model, params, report = load(
+        job.model,
+        head=Head(kind, train_labels.names, problem_type),
+        dtype=jnp.bfloat16 if job.training.bf16 else jnp.float32,
+        key=jax.random.key(job.training.seed),
+    )
+    tell(str(report))
+    columns = _fitting(job.columns, model)
+    tokenizer = load_tokenizer(report.folder)
+    cache = cache_folder() / "tokens"
+    train = encode_rows(train_table, columns, tokenizer, train_labels, cache=cache)
+    evaluation = encode_rows(eval_table, columns, tokenizer, eval_labels, cache=cache)
+    tell(_told(train, "training") + "\n" + _told(evaluation, "evaluation"))
+
+    run = _facts(job, columns, train, evaluation, report, tokenizer.sha256)
+    if claim(job.output_dir, run):
+        tell(f"{job.output_dir} holds this very run: going on from its last checkpoint")
+    scorer = Scorer(model.apply, evaluation, job.columns.task, job.eval_rows)
+    options: dict[str, Any] = {"dropout": job.training.dropout}
+    if problem_type == "single_label_classification":
+        options["label_smoothing"] = job.label_smoothing_factor
+        if job.balanced_classes:
+            options["class_weights"] = balanced_weights(train)
+    tuned = finetune(
+        params,
+        report.new,
+        objective_of(kind, problem_type, model.apply, **options),
+        train.batches(job.training.rows, seed=job.training.seed, shuffle=True),
+        job.training,
+        evaluate=scorer.scores,
+        checkpoint_folder=job.output_dir / "checkpoints",
+        tell=tell,
+    )
+    outputs = scorer.outputs(tuned.params)
+    found = scorer.intervals(outputs)
+    _write(job, model, params, report, train, evaluation, tuned, outputs, found)
+    tell(table_markdown([{"metric": k, "value": v} for k, v in found.items()], ["metric", "value"]))
+    tell(f"model, report and plots: {job.output_dir}")
+    return Classified(found, tuned, job.output_dir)
+
+
+def balanced_weights(rows: Rows) -> np.ndarray:
+    r"""Return $N / (K n_k)$ for each class, the weights that make classes count alike."""
+    assert rows.labels is not None
+    counts = np.bincount(np.asarray(rows.labels.values), minlength=len(rows.labels.names))
+    return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+
+
+def _fitting(columns: Columns, model: Model) -> Columns:
+    """Keep `max_length` within what the model can read."""
+    return dataclasses.replace(columns, max_length=min(columns.max_length, model.max_length))
+
+
+def _told(rows: Rows, what: str) -> str:
+    cut = rows.encoded.truncated
+    lost = f"; {cut:,} longer rows cut, {rows.encoded.lost:,} tokens lost" if cut else ""
+    middle, most = int(np.median(rows.encoded.lengths)), rows.encoded.lengths.max()
+    return (
+        f"{what}: {len(rows.encoded):,} rows of {rows.table.name}, "
+        f"median {middle} and at most {most} tokens{lost}"
+    )
+
+
+def _facts(
+    job: Classify,
+    columns: Columns,
+    train: Rows,
+    evaluation: Rows,
+    report: LoadReport,
+    tokenizer: str,
+) -> dict[str, Any]:
+    """What identifies the run: another value of any of these is another run."""
+    assert train.labels is not None
+    settings = dataclasses.asdict(job)
+    for name in ("output_dir", "model", "data", "eval_data", "columns", "training"):
+        settings.pop(name)
+    return {
+        "recipe": "classify",
+        "weights": report.sha256,
+        "tokenizer": tokenizer,
+        "train_rows": train.table.fingerprint,
+        "eval_rows": evaluation.table.fingerprint,
+        "classes": list(train.labels.names),
+        "devices": jax.device_count(),
+        **settings,
+        **dataclasses.asdict(columns),
+        **dataclasses.asdict(job.training),
+    }
+
+
+def _write(
+    job: Classify,
+    model: Model,
+    params: PyTree,
+    report: LoadReport,
+    train: Rows,
+    evaluation: Rows,
+    tuned: Tuned,
+    outputs: Any,
+    found: dict[str, Interval | float],
+) -> None:
+    folder = job.output_dir
+    distances = moved(_without(params, report.new), tuned.params)
+    card = card_of(report)._replace(
+        data=(
+            Data(train.table.name, len(train.encoded), "train"),
+            Data(evaluation.table.name, len(evaluation.encoded), "evaluation"),
+        ),
+        metrics=tuple(
+            Metric(name.removeprefix("eval_"), value.value, value.low, value.high, "evaluation")
+            for name, value in found.items()
+            if isinstance(value, Interval)
+        ),
+        settings=dataclasses.asdict(job.training),
+        **_training_facts(tuned, job.training),
+    )
+    save(folder / "model", model, tuned.params, report=report, card=card)
+    loss_curve(tuned.fit.history, folder / "plots" / "loss.png")
+    moved_per_block({"fine-tuned": distances}, folder / "plots" / "moved.png")
+    if job.columns.task != "token":
+        assert evaluation.labels is not None
+        write_predictions(
+            folder / "predictions.csv",
+            [int(row) for row in np.asarray(evaluation.table.rows)] or range(1, len(outputs) + 1),
+            outputs,
+            evaluation.labels.values,
+            evaluation.labels.names,
+            problem_type=PROBLEM_TYPES[job.columns.task],
+        )
+    if job.columns.task == "single-label":
+        assert evaluation.labels is not None
+        reliability(
+            softmax(outputs), evaluation.labels.values, folder / "plots" / "reliability.png"
+        )
+    write_json(
+        folder / "metrics.json",
+        {
+            **found,
+            "best_step": tuned.fit.best_step,
+            "num_steps": tuned.num_steps,
+            "strength": tuned.strength,
+            "history": tuned.fit.history,
+            "moved": distances,
+        },
+    )
+    write_text(folder / "report.md", _report(job, tuned, found, distances))
+
+
+def _training_facts(tuned: Tuned, training: Training) -> dict[str, str]:
+    rows = [row for row in tuned.description.rows if row.rate > 0]
+    frozen = sum(row.parameters for row in tuned.description.rows if row.rate == 0)
+    moving = ", ".join(f"{row.rule} ({row.parameters:,} parameters)" for row in rows)
+    how = "coupled" if training.coupled else "decoupled"
+    held = sum(row.anchored for row in tuned.description.rows)
+    return {
+        "trained": moving,
+        "frozen": f"{frozen:,} parameters" if frozen else "",
+        "anchored": f"{held} leaves by {how} L2-SP, dose {training.dose:g} "
+        f"(strength {tuned.strength:.4g})" if training.dose else "",
+    }  # fmt: skip
+
+
+def _report(job: Classify, tuned: Tuned, found: dict[str, Interval | float], distances: Any) -> str:
+    rows = [{"metric": name, "value": value} for name, value in found.items()]
+    blocks = [
+        {"block": row.block, "distance": row.distance, "relative": row.relative}
+        for row in distances
+    ]
+    return (
+        "\n\n".join(
+            [
+                f"# {pathlib.Path(job.model).name} on {pathlib.Path(job.data).name}",
+                f"{tuned.num_steps} updates, the best at {tuned.fit.best_step} by "
+                f"{job.training.metric_for_best_model}; "
+                f"{tuned.fit.seconds:.0f} s in training steps.",
+                "## Evaluation\n\nWith 95 % bootstrap intervals over rows.",
+                table_markdown(rows, ["metric", "value"]),
+                "![reliability](plots/reliability.png)"
+                if job.columns.task == "single-label"
+                else "",
+                "## What moved",
+                f"```\n{tuned.description}\n```",
+                table_markdown(blocks, ["block", "distance", "relative"]),
+                "![moved](plots/moved.png)",
+                "## Training",
+                "![loss](plots/loss.png)",
+            ]
+        ).replace("\n\n\n\n", "\n\n")
+        + "\n"
+    )
+
+
+def _without(params: PyTree, new: tuple[str, ...]) -> PyTree:
+    return map_with_path(lambda path, leaf: None if path in new else leaf, params)

@@ -1,0 +1,93 @@
+"""Predict with a saved model: texts from the command line or a file, to the screen or a file.
+
+sftjax predict runs/a/model --text "A quiet triumph."
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from sftjax.data import Table, read
+from sftjax.evaluate import predict, sigmoid, softmax, table, write_predictions
+from sftjax.hub import load, load_tokenizer
+from sftjax.recipes.text_rows import Columns, encode_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Predict with a model folder that `sftjax classify` (or anyone) saved."""
+
+    model: tyro.conf.Positional[str]
+    """The model's folder, or a name on the Hub."""
+    text: tuple[str, ...] = ()
+    """Texts to predict."""
+    data: str | None = None
+    """Or a file of them."""
+    column: str = "text"
+    """The file's column of text."""
+    pair: str | None = None
+    """The file's column of second texts."""
+    output: pathlib.Path | None = None
+    """Write to this .csv or .jsonl file instead of the screen."""
+    batch_size: int = 64
+    """Texts at a time."""
+
+
+def predict_text(job: Predict, tell: Callable[[str], None] = print) -> np.ndarray:
+    """Predict, and print or write what came out.
+
+    Returns:
+      (N, C) logits, or (N, 1) numbers of a regression.
+
+    Raises:
+      ValueError: if there is nothing to predict, or the model has no sequence head.
+    """
+    if bool(job.text) == (job.data is not None):
+        raise ValueError("give either --text (once or more) or --data, a file of texts")
+    rows = (
+        Table({job.column: list(job.text)}, name="--text") if job.data is None else read(job.data)
+    )
+    model, params, report = load(job.model)
+    if model.head.kind != "sequence":
+        raise ValueError(
+            f"{job.model} has a {model.head.kind} head; predict needs one for whole texts"
+        )
+    columns = Columns(text=job.column, pair=job.pair, max_length=model.max_length)
+    encoded = encode_rows(rows, columns, load_tokenizer(report.folder), None)
+    batches = encoded.batches(job.batch_size)
+    steps = (batches.at(step) for step in range(batches.steps_per_epoch))
+    run = jax.jit(lambda params, batch: model.apply(params, batch))
+    logits = predict(run, params, steps, len(rows))
+    names, problem = model.head.labels, model.head.problem_type
+    texts = [str(text) for text in rows[job.column]]
+    if job.output is None:
+        tell(table(_lines(texts, logits, names, problem), ["text", "prediction", "probability"]))
+    else:
+        numbers = np.asarray(rows.rows) if len(rows.rows) else np.arange(1, len(rows) + 1)
+        write_predictions(
+            job.output, numbers, logits, None, names, text=texts, problem_type=problem
+        )
+        tell(f"{len(rows):,} predictions: {job.output}")
+    return logits
+
+
+def _lines(
+    texts: Sequence[str], logits: np.ndarray, names: Sequence[str], problem: str
+) -> list[dict[str, Any]]:
+    if problem == "regression":
+        return [{"text": t, "prediction": float(z[0])} for t, z in zip(texts, logits, strict=True)]
+    if problem == "multi_label_classification":
+        chosen = [", ".join(n for n, z in zip(names, row, strict=True) if z > 0) for row in logits]
+        top = sigmoid(logits).max(-1)
+    else:
+        chosen = [names[k] for k in logits.argmax(-1)]
+        top = softmax(logits).max(-1)
+    return [
+        {"text": text, "prediction": name, "probability": float(p)}
+        for text, name, p in zip(texts, chosen, top, strict=True)
+    ]

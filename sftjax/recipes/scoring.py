@@ -1,0 +1,73 @@
+"""Evaluate a model on fixed rows: numbers while training, numbers with intervals at the end."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sftjax.core import PyTree
+from sftjax.evaluate import Interval, Undefined, bootstrap, metrics, predict, standard
+from sftjax.objectives import (
+    Apply,
+    binary_cross_entropy,
+    cross_entropy,
+    squared_error,
+    token_cross_entropy,
+)
+from sftjax.recipes.text_rows import PROBLEM_TYPES, Rows
+
+_LOSSES = {
+    "single-label": cross_entropy,
+    "multi-label": binary_cross_entropy,
+    "regression": squared_error,
+    "token": token_cross_entropy,
+}
+
+
+class Scorer:
+    """Labelled rows, and one compiled program a batch shape that runs a model over them."""
+
+    def __init__(self, apply: Apply, rows: Rows, task: str, batch_size: int):
+        """Take the rows; `apply` is `(params, batch, key) -> logits`."""
+        assert rows.labels is not None
+        self._apply = jax.jit(lambda params, batch: apply(params, batch, None))
+        self._batches = rows.batches(batch_size)
+        self._count = len(rows.encoded)
+        self._task = task
+        self._names = rows.labels.names
+        self.labels: Any = rows.labels.values
+        if task == "token":
+            assert rows.encoded.token_labels is not None
+            self.labels = np.split(rows.encoded.token_labels, rows.encoded.offsets[1:-1])
+
+    def outputs(self, params: PyTree) -> Any:
+        """Return the logits of every row, in the order of the table; of tokens, a list."""
+        batches = (self._batches.at(step) for step in range(self._batches.steps_per_epoch))
+        return predict(self._apply, params, batches, self._count, per_token=self._task == "token")  # type: ignore[call-overload]
+
+    def scores(self, params: PyTree) -> dict[str, float]:
+        """Return `eval_loss` and the task's usual metrics, NaN where one has no value."""
+        outputs = self.outputs(params)
+        found = metrics(self._problem, outputs, self.labels, names=self._names, prefix="eval_")
+        return {"eval_loss": self._loss(outputs), **found}
+
+    def intervals(self, outputs: Any) -> dict[str, Interval | float]:
+        """Return the same metrics with 95 % bootstrap intervals."""
+        found: dict[str, Interval | float] = {"eval_loss": self._loss(outputs)}
+        for name, metric in standard(self._problem, self._names).items():
+            try:
+                found[f"eval_{name}"] = bootstrap(metric, outputs, self.labels)
+            except Undefined:
+                found[f"eval_{name}"] = float("nan")
+        return found
+
+    @property
+    def _problem(self) -> str:
+        return "token_classification" if self._task == "token" else PROBLEM_TYPES[self._task]
+
+    def _loss(self, outputs: Any) -> float:
+        token = self._task == "token"
+        logits = jnp.asarray(np.concatenate(outputs) if token else outputs)
+        labels = jnp.asarray(np.concatenate(self.labels) if token else self.labels)
+        return float(_LOSSES[self._task](logits, labels).mean)
