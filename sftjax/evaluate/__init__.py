@@ -1,1 +1,132 @@
-"""TODO."""
+"""Metrics with intervals, calibration, what was retained, predictions, tables and plots."""
+
+from sftjax.evaluate.bootstrap import Interval, Metric, bootstrap, paired_bootstrap
+from sftjax.evaluate.calibration import (
+    Bins,
+    brier,
+    calibration_bins,
+    ece,
+    log_softmax,
+    nll,
+    sigmoid,
+    softmax,
+)
+from sftjax.evaluate.checks import Undefined
+from sftjax.evaluate.classification import (
+    PerClass,
+    accuracy,
+    balanced_accuracy,
+    confusion_matrix,
+    macro_f1,
+    mcc,
+    per_class,
+    weighted_f1,
+)
+from sftjax.evaluate.moved import Moved, block_names, moved
+from sftjax.evaluate.multilabel import (
+    multilabel_macro_f1,
+    multilabel_micro_f1,
+    per_label,
+    subset_accuracy,
+)
+from sftjax.evaluate.plots import domains, loss_curve, moved_per_block, reliability
+from sftjax.evaluate.predict import predict
+from sftjax.evaluate.ranking import (
+    auroc,
+    auroc_one_vs_rest,
+    auroc_per_label,
+    average_precision,
+    average_ranks,
+)
+from sftjax.evaluate.regression import mae, mse, pearson, r2, rmse, spearman
+from sftjax.evaluate.retention import (
+    Retention,
+    Retrieval,
+    kl_divergence,
+    linear_cka,
+    retention,
+    same_group_retrieval,
+)
+from sftjax.evaluate.standard import metrics, standard
+from sftjax.evaluate.tables import cell, table, table_markdown, table_rich
+from sftjax.evaluate.tokens import (
+    Entity,
+    EntityScores,
+    entities,
+    entity_counts,
+    entity_f1,
+    entity_f1_of_counts,
+    entity_scores,
+    tags_of_ids,
+    token_accuracy,
+)
+from sftjax.evaluate.write import write_predictions
+
+__all__ = [
+    "Bins",
+    "Entity",
+    "EntityScores",
+    "Interval",
+    "Metric",
+    "Moved",
+    "PerClass",
+    "Retention",
+    "Retrieval",
+    "Undefined",
+    "accuracy",
+    "auroc",
+    "auroc_one_vs_rest",
+    "auroc_per_label",
+    "average_precision",
+    "average_ranks",
+    "balanced_accuracy",
+    "block_names",
+    "bootstrap",
+    "brier",
+    "calibration_bins",
+    "cell",
+    "confusion_matrix",
+    "domains",
+    "ece",
+    "entities",
+    "entity_counts",
+    "entity_f1",
+    "entity_f1_of_counts",
+    "entity_scores",
+    "kl_divergence",
+    "linear_cka",
+    "log_softmax",
+    "loss_curve",
+    "macro_f1",
+    "mae",
+    "mcc",
+    "metrics",
+    "moved",
+    "moved_per_block",
+    "mse",
+    "multilabel_macro_f1",
+    "multilabel_micro_f1",
+    "nll",
+    "paired_bootstrap",
+    "pearson",
+    "per_class",
+    "per_label",
+    "predict",
+    "r2",
+    "reliability",
+    "retention",
+    "rmse",
+    "same_group_retrieval",
+    "sigmoid",
+    "softmax",
+    "spearman",
+    "standard",
+    "subset_accuracy",
+    "table",
+    "table_markdown",
+    "table_rich",
+    "tags_of_ids",
+    "token_accuracy",
+    "weighted_f1",
+    "write_predictions",
+]

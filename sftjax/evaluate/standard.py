@@ -1,0 +1,162 @@
+"""The usual set of metrics of each kind of task, from what the model returns."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sftjax.evaluate import calibration, classification, multilabel, ranking, regression, tokens
+from sftjax.evaluate.bootstrap import Metric, Rows
+from sftjax.evaluate.checks import Undefined, same_rows, scores
+
+
+def metrics(
+    problem_type: str,
+    predictions: Rows,
+    labels: Rows,
+    *,
+    names: Sequence[str] = (),
+    prefix: str = "",
+) -> dict[str, float]:
+    """Return the usual metrics of a task by name; NaN where one has no value on these rows.
+
+    Args:
+      problem_type: the Hub's word: "single_label_classification", "multi_label_classification",
+        "regression", or "token_classification".
+      predictions: what the model returns: logits (N, C) or (N, L), numbers (N,) or (N, 1); for
+        tokens (N, T, C), or N arrays (T_i, C).
+      labels: (N,) class ids, (N, L) of 0 and 1, (N,) numbers, or token class ids with -100 where
+        none counts.
+      names: class names; with BIO names, tokens are measured as whole entities too.
+      prefix: put before every name ("eval_").
+
+    Raises:
+      ValueError: if the problem type is unknown, or shapes, ids or numbers do not fit it.
+
+    >>> metrics("regression", [[1.0], [2.0]], [1.0, 4.0])["mae"]
+    1.0
+    >>> logits, labels = [[2.0, 0.0], [0.0, 1.0], [0.0, 3.0]], [0, 1, 0]
+    >>> found = metrics("single_label_classification", logits, labels, prefix="eval_")
+    >>> round(found["eval_accuracy"], 4), found["eval_auroc"]
+    (0.6667, 0.5)
+    """
+    chosen = standard(problem_type, names)
+    if problem_type != "token_classification":
+        predictions, labels = np.asarray(predictions), np.asarray(labels)
+    same_rows(predictions, labels)
+    found = {}
+    for name, metric in chosen.items():
+        try:
+            found[prefix + name] = metric(predictions, labels)
+        except Undefined:
+            found[prefix + name] = float("nan")
+    return found
+
+
+def standard(problem_type: str, names: Sequence[str] = ()) -> dict[str, Metric]:
+    """Return the usual metrics of a task, each a function of model outputs and labels.
+
+    Any of them can be given an interval:
+    `bootstrap(standard("regression")["mae"], predictions, labels)`.
+
+    Args:
+      problem_type: as in `metrics`.
+      names: class names, for tokens.
+
+    >>> list(standard("regression"))
+    ['mse', 'rmse', 'mae', 'r2', 'pearson', 'spearman']
+    """
+    if problem_type == "token_classification":
+        return _token_metrics(tuple(names))
+    if problem_type not in STANDARD:
+        known = ", ".join([*STANDARD, "token_classification"])
+        raise ValueError(f"problem type {problem_type!r} is unknown; use one of {known}")
+    return dict(STANDARD[problem_type])
+
+
+def _of_classes(metric: Metric) -> Metric:
+    return lambda logits, labels: metric(_logits(logits).argmax(axis=1), labels)
+
+
+def _of_probabilities(metric: Metric) -> Metric:
+    return lambda logits, labels: metric(calibration.softmax(_logits(logits)), labels)
+
+
+def _of_yes_and_no(metric: Metric) -> Metric:
+    return lambda logits, labels: metric(scores("predictions", logits, ndim=2) > 0, labels)
+
+
+def _of_numbers(metric: Metric) -> Metric:
+    return lambda predictions, labels: metric(_column(predictions), _column(labels))
+
+
+def _auroc(logits: Any, labels: Any) -> float:
+    z = _logits(logits)
+    if z.shape[1] == 2:  # the margin orders rows as the probability does, without its rounding
+        calibration.nll(z, labels)  # refuses labels that are no class ids of two classes
+        return ranking.auroc(z[:, 1] - z[:, 0], labels)
+    return ranking.auroc_one_vs_rest(calibration.softmax(z), labels)
+
+
+def _logits(logits: Any) -> NDArray[np.float64]:
+    z = scores("predictions", logits, ndim=2)
+    if z.shape[1] < 2:
+        raise ValueError(
+            f"predictions of shape {z.shape} have one column, and a choice needs at least two "
+            "classes; if the model returns a number, the problem type is 'regression'"
+        )
+    return z
+
+
+def _column(values: Any) -> np.ndarray:
+    array = np.asarray(values)
+    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+
+
+def _token_metrics(names: tuple[str, ...]) -> dict[str, Metric]:
+    def of_ids(metric: Metric) -> Metric:
+        return lambda logits, labels: metric([np.argmax(row, axis=-1) for row in logits], labels)
+
+    def of_tags(field: str) -> Metric:
+        def metric(predictions: Any, labels: Any) -> float:
+            return getattr(
+                tokens.entity_scores(*tokens.tags_of_ids(predictions, labels, names)), field
+            )
+
+        return of_ids(metric)
+
+    found = {"accuracy": of_ids(tokens.token_accuracy)}
+    if names and all(name == "O" or name[:2] in ("B-", "I-", "E-", "S-") for name in names):
+        found |= {field: of_tags(field) for field in ("precision", "recall", "f1")}
+    return found
+
+
+STANDARD: dict[str, dict[str, Callable[[Any, Any], float]]] = {
+    "single_label_classification": {
+        "accuracy": _of_classes(classification.accuracy),
+        "balanced_accuracy": _of_classes(classification.balanced_accuracy),
+        "macro_f1": _of_classes(classification.macro_f1),
+        "weighted_f1": _of_classes(classification.weighted_f1),
+        "mcc": _of_classes(classification.mcc),
+        "auroc": _auroc,
+        "nll": lambda logits, labels: calibration.nll(_logits(logits), labels),
+        "brier": _of_probabilities(calibration.brier),
+        "ece": _of_probabilities(calibration.ece),
+    },
+    "multi_label_classification": {
+        "subset_accuracy": _of_yes_and_no(multilabel.subset_accuracy),
+        "micro_f1": _of_yes_and_no(multilabel.multilabel_micro_f1),
+        "macro_f1": _of_yes_and_no(multilabel.multilabel_macro_f1),
+        "auroc": ranking.auroc_per_label,
+    },
+    "regression": {
+        "mse": _of_numbers(regression.mse),
+        "rmse": _of_numbers(regression.rmse),
+        "mae": _of_numbers(regression.mae),
+        "r2": _of_numbers(regression.r2),
+        "pearson": _of_numbers(regression.pearson),
+        "spearman": _of_numbers(regression.spearman),
+    },
+}
+"""Name -> metric of `(model outputs, labels)`, by problem type."""
