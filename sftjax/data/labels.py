@@ -171,8 +171,14 @@ def token_labels(
 
 def _present(table: Table, column: str) -> Column:
     values = table[column]
-    _refuse(table, column, [is_missing(value) for value in values], "is missing (empty, null, NaN)")
+    _refuse(table, column, [_no_label(value) for value in values], "is missing (empty, null, NaN)")
     return values
+
+
+def _no_label(value: Any) -> bool:
+    """Whether a cell holds no label; `nan` as text is what spreadsheets and pandas write for one."""
+    value = bytes_to_str(value)
+    return is_missing(value) or (isinstance(value, str) and value.strip().lower() == "nan")
 
 
 def _refuse(table: Table, column: str, wrong: Sequence[bool] | np.ndarray, what: str) -> None:
@@ -181,7 +187,7 @@ def _refuse(table: Table, column: str, wrong: Sequence[bool] | np.ndarray, what:
         value = table[column][indices[0]]
         raise ValueError(
             f"{table.locate(indices)}: column {column!r} {what}"
-            + ("" if is_missing(value) else f" ({bytes_to_str(value)!r})")
+            + ("" if _no_label(value) else f" ({bytes_to_str(value)!r})")
             + ". Correct or remove the rows."
         )
 

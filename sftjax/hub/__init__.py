@@ -1,1 +1,39 @@
-"""TODO."""
+"""Checkpoints in and out: readers, writers, name maps, tokenizers and model cards.
+
+`load` turns a folder or a name on the Hub into a model and its params, `save` goes back to the same
+layout, and everything that either decided stands in the `LoadReport`.
+"""
+
+from sftjax.hub.card import Card, Data, Metric, card_of, render
+from sftjax.hub.config import read_config
+from sftjax.hub.families import WEIGHT_MAPS
+from sftjax.hub.loading import Loaded, load
+from sftjax.hub.names import Row, WeightMap
+from sftjax.hub.report import LoadReport
+from sftjax.hub.saving import save
+from sftjax.hub.source import find_folder
+from sftjax.hub.tensor_files import TensorFile, write_tensor_file
+from sftjax.hub.tokenizer import Encoded, EncodedWords, Tokenizer, load_tokenizer
+
+__all__ = [
+    "WEIGHT_MAPS",
+    "Card",
+    "Data",
+    "Encoded",
+    "EncodedWords",
+    "LoadReport",
+    "Loaded",
+    "Metric",
+    "Row",
+    "TensorFile",
+    "Tokenizer",
+    "WeightMap",
+    "card_of",
+    "find_folder",
+    "load",
+    "load_tokenizer",
+    "read_config",
+    "render",
+    "save",
+    "write_tensor_file",
+]

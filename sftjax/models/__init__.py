@@ -1,1 +1,7 @@
-"""TODO."""
+"""Encoders as Flax modules whose params have the checkpoint's own names; nothing about files."""
+
+from sftjax.models.architecture import Architecture
+from sftjax.models.head import Head
+from sftjax.models.model import FAMILIES, Model, build
+
+__all__ = ["FAMILIES", "Architecture", "Head", "Model", "build"]

@@ -114,7 +114,13 @@ def encode_rows(
     """Tokenise the rows of a table; in token classification each token gets its word's label."""
     if columns.task == "token":
         encoded = encode_words(
-            table, tokenizer, labels, words=columns.text, max_length=columns.max_length
+            table,
+            tokenizer,
+            words=columns.text,
+            labels=labels,
+            max_length=columns.max_length,
+            on_long=columns.on_long,
+            cache=cache,
         )
     else:
         encoded = encode(

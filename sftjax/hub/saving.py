@@ -1,0 +1,193 @@
+"""`save`: a model folder in the Hub's layout, every untouched tensor as it came.
+
+A tensor is untouched if its leaf still equals what the file gives in the leaf's dtype; then the
+file's own bytes are written. Otherwise the leaf is written in the file's dtype where that loses
+nothing, else in its own.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sftjax.core import PyTree, flatten
+from sftjax.hub.card import Card, card_of, render
+from sftjax.hub.config import BARE, architecture, class_name, describe
+from sftjax.hub.families import WEIGHT_MAPS
+from sftjax.hub.names import WeightMap, place, place_paths
+from sftjax.hub.report import LoadReport, some
+from sftjax.hub.source import tokenizer_files
+from sftjax.hub.tensor_files import FLOATS
+from sftjax.hub.weights import MAX_SHARD_SIZE, write_bytes, write_text, write_weights
+from sftjax.models import Model
+
+
+def save(
+    folder: str | os.PathLike[str],
+    model: Model,
+    params: PyTree,
+    *,
+    report: LoadReport | None = None,
+    tokenizer_from: str | os.PathLike[str] | None = None,
+    card: Card | str | None = None,
+    max_shard_size: int = MAX_SHARD_SIZE,
+) -> pathlib.Path:
+    """Write weights, config, tokenizer and model card so that the Hub's tools open the folder.
+
+    Args:
+      folder: where to; made if it is not there. Files of the same names are replaced.
+      model: gives the config and the head.
+      params: every leaf of the model.
+      report: of the `load` that the params came from; gives names, dtypes, buffers, ties and, where
+        the kind of head is the same, the tensors the model does not use.
+      tokenizer_from: a folder whose tokenizer files are copied; `report.folder` if None.
+      card: what the README says; a short one from the report if None.
+      max_shard_size: bytes above which the weights are cut into several files.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ValueError: if params are not the model's, or `tokenizer_from` has no tokenizer.
+    """
+    leaves = flatten(params)
+    _check(model, leaves)
+    origin = tokenizer_from if tokenizer_from is not None else report and report.folder
+    copied = tokenizer_files(origin) if origin is not None else ()
+    if tokenizer_from is not None and not copied:
+        raise ValueError(
+            f"{tokenizer_from} has no tokenizer files to copy. Pass the folder the tokenizer was "
+            "loaded from, or leave tokenizer_from out."
+        )
+    tensors = _tensors(model, leaves, report)
+    dtypes = {t.dtype for t in tensors.values() if t.dtype.name in FLOATS}
+    config = describe(
+        model.config,
+        model.head,
+        dtype=reduce(jnp.promote_types, dtypes).name,
+        mixed=len(dtypes) > 1,
+    )
+    text = card if isinstance(card, str) else render(card or card_of(report), config)
+
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_weights(folder, tensors, max_shard_size)
+    write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    for name in copied:
+        source = pathlib.Path(origin or "") / name
+        if source.resolve() != (folder / name).resolve():
+            write_bytes(folder / name, source.read_bytes())
+    write_text(folder / "README.md", text)
+    return folder
+
+
+def _check(model: Model, leaves: dict[str, jax.Array]) -> None:
+    shapes = flatten(model.shapes())
+    absent = [path for path in shapes if path not in leaves]
+    extra = [path for path in leaves if path not in shapes]
+    misshapen = [p for p in shapes if p in leaves and leaves[p].shape != shapes[p].shape]
+    if absent or extra or misshapen:
+        raise ValueError(
+            f"these params are not a whole {model.family} with a {model.head.kind!r} head: "
+            f"{len(absent)} leaves absent ({some(absent)}), {len(extra)} too many ({some(extra)}), "
+            f"{len(misshapen)} of another shape ({some(misshapen)}). Combine the trainable and the "
+            "frozen half before saving, and merge adapters."
+        )
+
+
+def _tensors(
+    model: Model, leaves: dict[str, jax.Array], report: LoadReport | None
+) -> dict[str, np.ndarray]:
+    table = WEIGHT_MAPS[model.family]
+    bare = model.head.kind in BARE
+    same = report is not None and _same_class(model, report)
+    tensors: dict[str, np.ndarray] = {}
+    for path, leaf in leaves.items():
+        spot = place(table, path)
+        values = np.asarray(leaf).T if spot.transposed else np.asarray(leaf)
+        name = _spelled(table, spot.tensor, bare)
+        if report is not None and path in report.names:
+            values = _as_stored(values, path, report)
+            name = report.names[path] if same and report.mapped else name
+        tensors[name] = values
+    if report is not None:
+        carried = {
+            name if same and report.mapped else _spelled(table, name, bare): report.tensor(name)
+            for name in report.buffers
+        }
+        if same:
+            carried |= _other_heads(table, report, bare)
+            carried |= {name: tensors[report.names[path]] for name, path in report.aliases.items()}
+        tensors = carried | tensors  # a layer made anew replaces the one it was loaded beside
+    return tensors | _untied(table, leaves, tensors)
+
+
+def _same_class(model: Model, report: LoadReport) -> bool:
+    stored = architecture(report.config)
+    if stored is None:
+        return not report.new
+    return stored == class_name(model.config, model.head.kind)
+
+
+def _spelled(table: WeightMap, name: str, bare: bool) -> str:
+    """A tensor's name as transformers' class for a bare encoder, or for one with a head, has it."""
+    prefix = f"{table.trunk}."
+    if bare:
+        return name.removeprefix(prefix)
+    of_trunk = any(row.tensor == prefix + name for row in table.rows) or prefix + name in (
+        table.buffers
+    )
+    return prefix + name if of_trunk else name
+
+
+def _as_stored(values: np.ndarray, path: str, report: LoadReport) -> np.ndarray:
+    stored = np.dtype(report.dtypes[path])
+    with np.errstate(over="ignore", invalid="ignore"):
+        if report.mapped:
+            original = report.tensor(report.names[path])
+            if _identical(original.astype(values.dtype, copy=False), values):
+                return original
+        narrow = values.astype(stored, copy=False)
+        return narrow if _identical(narrow.astype(values.dtype, copy=False), values) else values
+
+
+def _identical(one: np.ndarray, other: np.ndarray) -> bool:
+    """Compare bytes: -0 is not 0 here, and a NaN is itself."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    word = np.dtype(f"u{one.dtype.itemsize}")
+    return np.array_equal(
+        np.ascontiguousarray(one).view(word), np.ascontiguousarray(other).view(word)
+    )
+
+
+def _other_heads(table: WeightMap, report: LoadReport, bare: bool) -> dict[str, np.ndarray]:
+    names = (*report.unused, *report.ignored)
+    if report.mapped:
+        return {name: report.tensor(name) for name in names}
+    known = place_paths(table, report.unused).places
+    tensors = {}
+    for path, spot in known.items():
+        name, transposed = place(table, path)
+        values = report.tensor(spot.tensor)
+        tensors[_spelled(table, name, bare)] = values.T if transposed else values
+    return tensors
+
+
+def _untied(
+    table: WeightMap, leaves: Mapping[str, jax.Array], tensors: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The decoder's bias under its second name, which torch computes with when it is not tied."""
+    rows = {row.tensor: row.path for row in table.rows}
+    if not any(rows.get(alias) in leaves for alias, _ in table.ties):
+        return {}
+    return {
+        alias: tensors[target]
+        for alias, target in table.ties
+        if alias not in rows and alias not in tensors
+    }

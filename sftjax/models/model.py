@@ -1,0 +1,153 @@
+"""A family, a config and a head made into one pure function of params and batch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from sftjax.core import Batch, PyTree
+from sftjax.models import bert, distilbert, roberta
+from sftjax.models.architecture import Architecture
+from sftjax.models.attention import attention_bias
+from sftjax.models.embedding import positions
+from sftjax.models.encoder import Inputs
+from sftjax.models.head import Head, check_head
+
+
+class Family(NamedTuple):
+    """What differs between the families that checkpoints come in."""
+
+    read: Callable[[Mapping[str, Any]], Architecture]
+    module: Callable[..., nn.Module]
+    counts_from_padding: bool
+    """Whether positions are those of RoBERTa: padding has `pad_token_id`, tokens follow it."""
+    has_pooler: bool
+
+
+def _roberta(config: Mapping[str, Any]) -> Architecture:
+    return bert.architecture(config, pad_token_id=1)
+
+
+FAMILIES: dict[str, Family] = {
+    "bert": Family(bert.architecture, bert.Bert, False, True),
+    "roberta": Family(_roberta, roberta.Roberta, True, True),
+    "xlm-roberta": Family(_roberta, roberta.Roberta, True, True),
+    "distilbert": Family(distilbert.architecture, distilbert.DistilBert, False, False),
+}
+"""`model_type` of a config -> how to build it."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as pure functions; it holds no weights."""
+
+    family: str
+    """The config's `model_type`."""
+    config: Mapping[str, Any] = field(repr=False)
+    """The checkpoint's `config.json`, unknown fields and all."""
+    head: Head
+    module: nn.Module = field(repr=False)
+    architecture: Architecture = field(repr=False)
+    max_length: int
+    """The longest input, in tokens."""
+
+    def apply(self, params: PyTree, batch: Batch, key: Array | None = None) -> Array:
+        """Run the model.
+
+        Args:
+          params: as `init` or `hub.load` gives them.
+          batch: `input_ids` (B, T) int32; optional `attention_mask` (B, T), `token_type_ids`
+            (B, T), `position_ids` (B, T), and `segment_ids` (B, T), within which attention stays
+            and positions start anew. Other entries are not looked at.
+          key: draws dropout at the config's rates; `None` is no dropout.
+
+        Returns:
+          float32; what the head gives (see `Head.kind`).
+
+        Raises:
+          ValueError: if the rows are longer than the model can read, or not (B, T).
+        """
+        ids = jnp.asarray(batch["input_ids"])
+        if ids.ndim != 2:
+            raise ValueError(f"input_ids have shape {ids.shape}; a batch is (rows, tokens)")
+        if ids.shape[1] > self.max_length:
+            raise ValueError(
+                f"the rows have {ids.shape[1]} tokens and this {self.family} reads at most "
+                f"{self.max_length}; cut them with max_length={self.max_length} when encoding"
+            )
+        mask, segments = batch.get("attention_mask"), batch.get("segment_ids")
+        mask = jnp.ones_like(ids) if mask is None else jnp.asarray(mask)
+        places = batch.get("position_ids")
+        inputs = Inputs(
+            ids,
+            batch.get("token_type_ids"),
+            self._positions(ids, segments) if places is None else jnp.asarray(places),
+            attention_bias(mask, segments),
+            mask,
+        )
+        rngs = {} if key is None else {"dropout": key}
+        return self.module.apply({"params": params}, inputs, rngs=rngs)  # type: ignore[return-value]
+
+    def init(self, key: Array) -> PyTree:
+        """Return fresh float32 params, drawn as the config says."""
+        ids = jnp.zeros((1, min(8, self.max_length)), jnp.int32)
+        inputs = Inputs(ids, None, self._positions(ids, None), attention_bias(ids), ids)
+        return self.module.init(key, inputs)["params"]
+
+    def shapes(self) -> PyTree:
+        """Return the params as `jax.ShapeDtypeStruct`s; nothing is allocated."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def _positions(self, ids: Array, segments: Array | None) -> Array:
+        if FAMILIES[self.family].counts_from_padding:
+            assert self.architecture.pad_token_id is not None
+            pad = self.architecture.pad_token_id
+            return positions(ids != pad, segments) + pad
+        if segments is None:
+            return jnp.arange(ids.shape[1])[None]
+        return positions(jnp.ones_like(ids, bool), segments) - 1
+
+
+def build(config: Mapping[str, Any], head: Head, *, dtype: DTypeLike = jnp.float32) -> Model:
+    """Make a model of a checkpoint's config and a head.
+
+    Args:
+      config: the content of `config.json`.
+      head: what the model gives back.
+      dtype: what it computes in; norms, softmax and logits stay float32.
+
+    Raises:
+      ValueError: if the family is unknown, a field is missing or asks for what is not built here,
+        or the head does not fit.
+
+    >>> sizes = dict.fromkeys(bert.SIZES, 4)
+    >>> model = build({"model_type": "bert", **sizes}, Head("sequence", ("bad", "good")))
+    >>> params = model.init(jax.random.key(0))
+    >>> model.apply(params, {"input_ids": jnp.array([[1, 2, 3]])}).shape
+    (1, 2)
+    """
+    name = config.get("model_type")
+    if name not in FAMILIES:
+        raise ValueError(
+            f"model_type {name!r} is not one of the families that can be built here: "
+            f"{', '.join(FAMILIES)}; choose a checkpoint of one of them"
+        )
+    family = FAMILIES[name]
+    architecture = family.read(config)
+    check_head(head)
+    if head.kind == "pooled" and not family.has_pooler:
+        raise ValueError(f"a {name} has no pooler; use the head 'mean' or 'hidden'")
+    longest = architecture.max_positions
+    if family.counts_from_padding:
+        if architecture.pad_token_id is None:
+            raise ValueError(
+                f"a {name} counts positions from its pad_token_id; the config has none"
+            )
+        longest -= architecture.pad_token_id + 1
+    module = family.module(architecture, head, jnp.dtype(dtype))
+    return Model(name, config, head, module, architecture, longest)
