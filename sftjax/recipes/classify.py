@@ -115,10 +115,11 @@ def classify(job: Classify, tell: Callable[[str], None] = print) -> Classified:
     evaluation = encode_rows(eval_table, columns, tokenizer, eval_labels, cache=cache)
     tell(_told(train, "training") + "\n" + _told(evaluation, "evaluation"))
 
-    run = _facts(job, columns, train, evaluation, report, tokenizer.sha256)
-    if claim(job.output_dir, run):
+    facts = _facts(job, columns, train, evaluation, report, tokenizer.sha256)
+    if claim(job.output_dir, facts):
         tell(f"{job.output_dir} holds this very run: going on from its last checkpoint")
-    scorer = Scorer(model.apply, evaluation, job.columns.task, job.eval_rows)
+    run = jax.jit(lambda params, batch: model.apply(params, batch))
+    scorer = Scorer(run, evaluation, job.columns.task, job.eval_rows)
     options: dict[str, Any] = {"dropout": job.training.dropout}
     if problem_type == "single_label_classification":
         options["label_smoothing"] = job.label_smoothing_factor

@@ -65,8 +65,10 @@ class Demo:
     """Passes over the film sentences, in both runs."""
     train_rows: int = 0
     """Use only so many training sentences; 0 is all of them."""
-    eval_rows: int = 1000
+    eval_rows: int = 650
     """At most so many test sentences a domain; 0 is all of them."""
+    retrieval_rows: int = 2000
+    """About so many editorial sentences for the retrieval test, whole editorials; 0 is all."""
     seed: int = 0
     """Of the head, the order of sentences and the intervals."""
 
@@ -102,10 +104,11 @@ def demo(job: Demo, tell: Callable[[str], None] = print) -> dict[str, Row]:
         domain: _rows(_first(read(builders[domain], "test"), job.eval_rows), tokenizer)
         for domain in (HOME, *ELSEWHERE)
     }
-    articles = retrieval_set(archive)
+    articles = _first_articles(retrieval_set(archive), job.retrieval_rows)
     sentences = encode_rows(articles, COLUMNS, tokenizer, None, cache=cache_folder() / "tokens")
     embedder = Embedder(model)
-    scorers = {name: Scorer(model.apply, rows, "single-label", 64) for name, rows in tests.items()}
+    run = jax.jit(lambda params, batch: model.apply(params, batch))
+    scorers = {name: Scorer(run, rows, "single-label", 64) for name, rows in tests.items()}
     tell(
         f"{len(train.encoded):,} film sentences to learn from; tests: "
         + ", ".join(f"{len(rows.encoded):,} {name}" for name, rows in tests.items())
@@ -177,6 +180,17 @@ def _rows(table: Table, tokenizer: Tokenizer) -> Rows:
 def _first(table: Table, most: int) -> Table:
     """Keep the first rows; TFDS has shuffled them when it wrote them."""
     return table.take(range(min(most, len(table)))) if most else table
+
+
+def _first_articles(table: Table, most: int) -> Table:
+    """Keep whole articles until there are enough sentences; the table is sorted by article."""
+    documents = table["document"]
+    if not most or most >= len(table):
+        return table
+    end = most
+    while end < len(table) and documents[end] == documents[end - 1]:
+        end += 1
+    return table.take(range(end))
 
 
 def _probe(

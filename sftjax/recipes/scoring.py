@@ -1,15 +1,15 @@
 """Evaluate a model on fixed rows: numbers while training, numbers with intervals at the end."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sftjax.core import PyTree
+from sftjax.core import Batch, PyTree
 from sftjax.evaluate import Interval, Undefined, bootstrap, metrics, predict, standard
 from sftjax.objectives import (
-    Apply,
     binary_cross_entropy,
     cross_entropy,
     squared_error,
@@ -25,13 +25,17 @@ _LOSSES = {
 }
 
 
-class Scorer:
-    """Labelled rows, and one compiled program a batch shape that runs a model over them."""
+Run = Callable[[PyTree, Batch], jax.Array]
+"""A compiled `(params, batch) -> logits`."""
 
-    def __init__(self, apply: Apply, rows: Rows, task: str, batch_size: int):
-        """Take the rows; `apply` is `(params, batch, key) -> logits`."""
+
+class Scorer:
+    """Labelled rows, and the compiled model that runs over them."""
+
+    def __init__(self, run: Run, rows: Rows, task: str, batch_size: int):
+        """Take the rows, and a program that scorers of other rows may share."""
         assert rows.labels is not None
-        self._apply = jax.jit(lambda params, batch: apply(params, batch, None))
+        self._run = run
         self._batches = rows.batches(batch_size)
         self._count = len(rows.encoded)
         self._task = task
@@ -44,7 +48,7 @@ class Scorer:
     def outputs(self, params: PyTree) -> Any:
         """Return the logits of every row, in the order of the table; of tokens, a list."""
         batches = (self._batches.at(step) for step in range(self._batches.steps_per_epoch))
-        return predict(self._apply, params, batches, self._count, per_token=self._task == "token")  # type: ignore[call-overload]
+        return predict(self._run, params, batches, self._count, per_token=self._task == "token")  # type: ignore[call-overload]
 
     def scores(self, params: PyTree) -> dict[str, float]:
         """Return `eval_loss` and the task's usual metrics, NaN where one has no value."""

@@ -18,7 +18,7 @@ from sftjax.recipes.finetune import Training
 from sftjax.recipes.text_rows import Columns
 
 QUICK = {"per_device_train_batch_size": 2, "learning_rate": 1e-3, "logging_steps": 5}
-LEARN = {"max_steps": 80, "eval_steps": 40, "learning_rate": 5e-3, "dose": 0.1}
+LEARN = {"max_steps": 100, "eval_steps": 50, "learning_rate": 2e-3, "dose": 0.1}
 
 
 def job(model, data, folder, columns=None, **training):
