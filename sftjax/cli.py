@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="sftjax",
         description=__doc__,
         args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction),
+        config=(tyro.conf.OmitArgPrefixes,),
     )
     try:
         match job:

@@ -201,7 +201,7 @@ def test_bad_data_ends_in_one_paragraph(what, tiny_model, tmp_path, capsys):
     content, message = BAD_DATA[what]
     data = tmp_path / "data.csv"
     data.write_text(content)
-    labels = ["--labels", "0", "--labels", "1"] if what == "label out of range" else []
+    labels = ["--labels", "0", "1"] if what == "label out of range" else []
     refused(message, tiny_model, data, tmp_path, capsys, *labels)
 
 
