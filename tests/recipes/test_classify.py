@@ -72,8 +72,8 @@ def test_the_saved_model_predicts_what_the_run_predicted(finished, capsys):
     out = folder / "again.csv"
     lines = (folder / "predictions.csv").read_text().splitlines()
     assert lines[0].startswith("row,label,prediction,probability_neg")
-    assert main(["predict", str(folder / "model"), "--text", "the film was great",
-                 "--text", "the book was awful"]) == 0  # fmt: skip
+    texts = ["the film was great", "the book was awful"]
+    assert main(["predict", str(folder / "model"), "--text", *texts]) == 0
     printed = capsys.readouterr().out
     assert "pos" in printed
     assert "neg" in printed

@@ -1,0 +1,76 @@
+"""What a partial step of a real BERT costs, by the compiler's own count, is the closed form."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from sftjax.anchor import adamw, anchor_of
+from sftjax.core import nbytes
+from sftjax.models import Head, build
+from sftjax.objectives import classification
+from sftjax.select import select
+from sftjax.train import compile_step, init, make_step
+
+ROWS, TOKENS, WIDTH, INNER, BLOCKS = 16, 128, 384, 1536, 6
+MINILM = {
+    "model_type": "bert",
+    "vocab_size": 30522,
+    "hidden_size": WIDTH,
+    "intermediate_size": INNER,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 512,
+}
+NEW = ("classifier/kernel", "classifier/bias")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build(MINILM, Head("sequence", ("negative", "positive")))
+
+
+def compiled(model, rules):
+    """The compiled step of a selection, with clipping, norm metric, decay and anchor."""
+    shapes = model.shapes()
+    chosen = select(shapes, rules, new=NEW)
+    tx = adamw(1e-4, strength=1.0)
+
+    def start(params, key):
+        anchor = None
+        if rules != "new":
+            anchor = anchor_of(params, chosen.trainable, new=NEW)
+        return init(params, chosen.trainable, tx, key, anchor=anchor)
+
+    state, fixed = jax.eval_shape(start, shapes, jax.random.key(0))
+    ids = jax.ShapeDtypeStruct((ROWS, TOKENS), jnp.int32)
+    labels = jax.ShapeDtypeStruct((ROWS,), jnp.int32)
+    batch = {"input_ids": ids, "attention_mask": ids, "labels": labels}
+    step = compile_step(make_step(classification(model.apply), tx))
+    return step.lower(state, fixed, batch).compile(), state
+
+
+def closed_form(moving):
+    """FLOPs of the matrix products, 2 a multiply-add, when the top `moving` blocks move."""
+    tokens = ROWS * TOKENS
+    inputs = 3 * 2 * tokens * WIDTH**2  # queries, keys, values
+    rest = 2 * tokens * WIDTH**2 + 2 * 2 * tokens * WIDTH * INNER
+    attention = 2 * 2 * ROWS * TOKENS**2 * WIDTH
+    forward = BLOCKS * (inputs + rest + attention)
+    # Backward is twice the forward, but nothing flows below the lowest moving block's input.
+    backward = 2 * moving * (inputs + rest + attention) - (inputs if moving else 0)
+    return forward + backward
+
+
+@pytest.mark.parametrize(("rules", "moving"), [("head", 0), ("last:2", 2)])
+def test_compiled_flops_are_the_closed_form(model, rules, moving):
+    program, _ = compiled(model, rules)
+    flops = program.cost_analysis()["flops"]
+    assert flops == pytest.approx(closed_form(moving), rel=0.05)
+
+
+def test_optimizer_memory_is_two_moments_of_what_moves(model):
+    _, state = compiled(model, "last:2")
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert nbytes(moments) == 2 * nbytes(state.trainable)
+    assert isinstance(optax.tree.get(state.opt_state, "mu"), dict)
