@@ -63,8 +63,8 @@ class Demo:
     """Peak learning rate, in both runs."""
     num_train_epochs: float = 1.0
     """Passes over the film sentences, in both runs."""
-    train_rows: int = 0
-    """Use only so many training sentences; 0 is all of them."""
+    train_rows: int = 4000
+    """Use only so many film sentences to learn from; 0 is all of them (7,108)."""
     eval_rows: int = 650
     """At most so many test sentences a domain; 0 is all of them."""
     retrieval_rows: int = 2000

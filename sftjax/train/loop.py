@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -147,9 +147,16 @@ class _Window:
             return
         step = self._pending[0] + 1 if self._pending else 0
         self._read()
-        means = {name: _mean(row[name] for row in self._rows) for name in self._rows[0]}
+        means = {name: self._mean(name) for name in self._rows[0]}
         self._rows = []
         self._record({"step": step, **means})
+
+    def _mean(self, name: str) -> float:
+        """Weigh what is a mean over examples by how many those were."""
+        over_updates = name in ("grad_norm", "weight")
+        weights = [1.0 if over_updates else row.get("weight", 1.0) for row in self._rows]
+        total = math.fsum(w * row[name] for w, row in zip(weights, self._rows, strict=True))
+        return total / (math.fsum(weights) or 1.0)
 
     def _read(self) -> None:
         if self._pending is None:
@@ -164,11 +171,6 @@ class _Window:
                 )
         self._rows.append(values)
         self._pending = None
-
-
-def _mean(values: Any) -> float:
-    values = list(values)
-    return math.fsum(values) / len(values)
 
 
 def _due(number: int, every: int) -> bool:
