@@ -4,7 +4,7 @@ import os
 import pathlib
 import tempfile
 
-# Before jax is imported: jax 0.10 deadlocks on two cores with eight devices unless PJRT_NPROC is set.
+# Before jax is imported: without PJRT_NPROC jax 0.10 deadlocks with eight devices on two cores.
 os.environ.setdefault("PJRT_NPROC", "16")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -176,7 +176,7 @@ def _present(table: Table, column: str) -> Column:
 
 
 def _no_label(value: Any) -> bool:
-    """Whether a cell holds no label; `nan` as text is what spreadsheets and pandas write for one."""
+    """Whether a cell holds no label; `nan` as text is what spreadsheets write for one."""
     value = bytes_to_str(value)
     return is_missing(value) or (isinstance(value, str) and value.strip().lower() == "nan")
 

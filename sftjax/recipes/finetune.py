@@ -217,7 +217,9 @@ def finetune(
     # Frozen leaves as they came: those in `fixed` may have been cast.
     best = combine(run.best, partition(params, chosen.trainable)[1])
     history = [
-        {**entry, "learning_rate": float(schedule(entry["step"] - 1))} if "loss" in entry else entry
+        {**entry, "learning_rate": float(jnp.asarray(schedule(int(entry["step"]) - 1)))}
+        if "loss" in entry
+        else entry
         for entry in run.history
     ]
     return Tuned(best, run._replace(history=history), chosen, report, strength, num_steps)

@@ -6,6 +6,8 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from sftjax.evaluate import Interval
 
 
@@ -41,12 +43,12 @@ def _plain(value: Any) -> Any:
         return {"value": value.value, "low": value.low, "high": value.high, "level": value.level}
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return _plain(value._asdict())
+    if isinstance(value, tuple) and (names := getattr(value, "_fields", None)):
+        return {name: _plain(item) for name, item in zip(names, value, strict=True)}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if hasattr(value, "item"):
-        return _plain(value.item())
     return value
