@@ -91,7 +91,8 @@ def check(architecture: Architecture) -> Architecture:
     a = architecture
     if a.hidden_size % a.num_heads:
         raise ValueError(
-            f"the hidden size {a.hidden_size} is not a multiple of the {a.num_heads} attention heads"
+            f"the hidden size {a.hidden_size} is not a multiple of the {a.num_heads} attention "
+            "heads; the config describes no model that can exist"
         )
     if a.activation not in ACTIVATIONS:
         raise ValueError(
@@ -107,8 +108,9 @@ def check(architecture: Architecture) -> Architecture:
         raise ValueError(
             f"pad_token_id {a.pad_token_id} lies outside the vocabulary of {a.vocab_size} tokens"
         )
-    if a.type_vocab_size < 0:
-        raise ValueError(f"type_vocab_size must not be negative, not {a.type_vocab_size}")
+    for name in ("type_vocab_size", "initializer_range"):
+        if not getattr(a, name) >= 0:
+            raise ValueError(f"the config's {name} must not be negative, not {getattr(a, name)!r}")
     return architecture
 
 

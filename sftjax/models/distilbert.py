@@ -20,6 +20,9 @@ from sftjax.models.norm import LayerNorm
 
 SIZES = ("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim", "max_position_embeddings")
 
+_ALIASES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+"""Names that transformers takes for these fields too."""
+
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
     """Read DistilBERT's `config.json`, whose fields have names of their own.
@@ -30,6 +33,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     >>> architecture(dict.fromkeys(SIZES, 4)).classifier_dropout
     0.2
     """
+    config = {_ALIASES.get(name, name): value for name, value in config.items()} | dict(config)
     require(config, SIZES)
     return check(
         Architecture(

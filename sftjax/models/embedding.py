@@ -42,8 +42,8 @@ def sinusoids(positions: int, width: int) -> np.ndarray:
 
     Vaswani et al. 2017, section 3.5, in the interleaved order that DistilBERT uses.
 
-    >>> [round(float(x), 4) for x in sinusoids(2, 4)[1]]
-    [0.8415, 0.5403, 0.01, 1.0]
+    >>> sinusoids(2, 4)[1].tolist()
+    [0.841..., 0.540..., 0.00999..., 0.9999...]
     """
     column = np.arange(width)
     angle = np.arange(positions)[:, None] / 10000.0 ** (2 * (column // 2) / width)
@@ -60,11 +60,13 @@ class Embeddings(nn.Module):
     def __call__(
         self, input_ids: Array, token_type_ids: Array | None, position_ids: Array
     ) -> tuple[Array, Array]:
+        """Look tokens up; an id outside its table gives NaN."""
         a = self.architecture
         normal = nn.initializers.normal(a.initializer_range)
 
         def table(name: str, size: int, init=normal) -> nn.Embed:
-            return nn.Embed(size, a.hidden_size, embedding_init=init, dtype=self.dtype, name=name)
+            # No dtype: it would cast the whole table at every step, not the rows that are read.
+            return nn.Embed(size, a.hidden_size, embedding_init=init, name=name)
 
         words = table("word_embeddings", a.vocab_size)
         x_BTD = words(input_ids)
@@ -78,6 +80,6 @@ class Embeddings(nn.Module):
         return Dropout(a.hidden_dropout)(x_ND), words.embedding
 
 
-def _sinusoids(key: Array, shape: tuple[int, int], dtype: DTypeLike = jnp.float32) -> Array:
-    del key
+def _sinusoids(key, shape, dtype=None, out_sharding=None) -> Array:
+    del key, out_sharding
     return jnp.asarray(sinusoids(*shape), dtype)

@@ -3,6 +3,8 @@
 from typing import NamedTuple
 
 KINDS = ("sequence", "token", "masked-lm", "pooled", "mean", "hidden")
+PER_TOKEN = ("token", "masked-lm", "hidden")
+"""The kinds with an output for each token; the others have one for each row."""
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 
@@ -49,16 +51,16 @@ def check_head(head: Head) -> Head:
     single = head.problem_type == "single_label_classification"
     if not head.labels:
         raise ValueError(
-            f"a {head.kind!r} head needs labels: the class names in the order of their ids, such as "
-            "('negative', 'positive')"
+            f"a {head.kind!r} head needs labels: the class names in the order of their ids, such "
+            "as ('negative', 'positive')"
         )
     if len(set(head.labels)) < len(head.labels):
         twice = sorted({name for name in head.labels if head.labels.count(name) > 1})
         raise ValueError(f"each class needs a name of its own, but {twice} stand twice")
     if head.kind == "token" and not single:
         raise ValueError(
-            f"problem_type {head.problem_type!r} is for whole rows; a 'token' head gives each token "
-            "one class (single_label_classification)"
+            f"problem_type {head.problem_type!r} is for whole rows; a 'token' head gives each "
+            "token one class (single_label_classification)"
         )
     if head.problem_type == "regression" and len(head.labels) != 1:
         raise ValueError(

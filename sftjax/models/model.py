@@ -16,7 +16,7 @@ from sftjax.models.architecture import Architecture
 from sftjax.models.attention import attention_bias
 from sftjax.models.embedding import positions
 from sftjax.models.encoder import Inputs
-from sftjax.models.head import Head, check_head
+from sftjax.models.head import PER_TOKEN, Head, check_head
 
 
 class Family(NamedTuple):
@@ -40,6 +40,9 @@ FAMILIES: dict[str, Family] = {
     "distilbert": Family(distilbert.architecture, distilbert.DistilBert, False, False),
 }
 """`model_type` of a config -> how to build it."""
+
+ENTRIES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segment_ids")
+"""The entries of a batch that a model reads."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,10 @@ class Model:
           float32; what the head gives (see `Head.kind`).
 
         Raises:
-          ValueError: if the rows are longer than the model can read, or not (B, T).
+          ValueError: if there are no `input_ids`, the rows are longer than the model can read, an
+            entry is not (B, T) integers, or rows are packed under a head with one output a row.
         """
-        ids = jnp.asarray(batch["input_ids"])
-        if ids.ndim != 2:
-            raise ValueError(f"input_ids have shape {ids.shape}; a batch is (rows, tokens)")
+        ids = self._check(batch)
         if ids.shape[1] > self.max_length:
             raise ValueError(
                 f"the rows have {ids.shape[1]} tokens and this {self.family} reads at most "
@@ -92,6 +94,32 @@ class Model:
         )
         rngs = {} if key is None else {"dropout": key}
         return self.module.apply({"params": params}, inputs, rngs=rngs)  # type: ignore[return-value]
+
+    def _check(self, batch: Batch) -> Array:
+        if batch.get("input_ids") is None:
+            raise ValueError(
+                f"the batch has no input_ids, only {sorted(batch)}; tokenize the text first"
+            )
+        shape = jnp.shape(batch["input_ids"])
+        if len(shape) != 2:
+            raise ValueError(f"input_ids have shape {shape}; a batch is (rows, tokens)")
+        for name in ENTRIES:
+            if batch.get(name) is None:
+                continue
+            if jnp.shape(batch[name]) != shape:
+                raise ValueError(
+                    f"{name} has shape {jnp.shape(batch[name])} and input_ids {shape}; every entry "
+                    "that the model reads is (rows, tokens)"
+                )
+            dtype = jnp.result_type(batch[name])
+            if name != "attention_mask" and not jnp.issubdtype(dtype, jnp.integer):
+                raise ValueError(f"{name} must hold integers, not {dtype}")
+        if batch.get("segment_ids") is not None and self.head.kind not in PER_TOKEN:
+            raise ValueError(
+                f"segment_ids say that rows hold several examples, and a {self.head.kind!r} head "
+                f"gives one output a row; unpack the rows, or use one of {', '.join(PER_TOKEN)}"
+            )
+        return jnp.asarray(batch["input_ids"])
 
     def init(self, key: Array) -> PyTree:
         """Return fresh float32 params, drawn as the config says."""

@@ -1,40 +1,57 @@
+"""Layer normalization over the last axis, computed in float32."""
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from functools import partial
+from jax import Array
+from jax.typing import DTypeLike
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def standardize(x, epsilon):
+@jax.custom_jvp
+def standardize(x: Array, epsilon: Array) -> Array:
+    """Return `(x - mean) / sqrt(variance + epsilon)` over the last axis.
+
+    The derivative is written in terms of the result, so that the backward pass needs nothing else
+    of x's size: `dx = (dy - mean(dy) - y * mean(y * dy)) / sqrt(variance + epsilon)`.
+
+    Args:
+      x: (..., D), floating.
+      epsilon: (), added to the variance; no derivative is taken with respect to it.
+
+    Returns:
+      (..., D), with mean 0 and variance almost 1.
+
+    >>> standardize(jnp.array([1.0, 3.0]), 0.0).tolist()
+    [-1.0, 1.0]
+    """
     return _standardize(x, epsilon)[0]
 
 
-def _standardize(x, epsilon):
+def _standardize(x: Array, epsilon: Array) -> tuple[Array, Array]:
     centred = x - x.mean(-1, keepdims=True)
-    rstd = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
-    return centred * rstd, rstd
+    scale = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
+    return centred * scale, scale
 
 
 @standardize.defjvp
-def _(epsilon, primals, tangents):
-    (x,), (t,) = primals, tangents
-    y, rstd = _standardize(x, epsilon)
-    return y, rstd * (t - t.mean(-1, keepdims=True) - y * (y * t).mean(-1, keepdims=True))
+def _(primals, tangents):
+    x, epsilon = primals
+    dx, _ = tangents
+    y, scale = _standardize(x, epsilon)
+    return y, scale * (dx - dx.mean(-1, keepdims=True) - y * (y * dx).mean(-1, keepdims=True))
 
 
 class LayerNorm(nn.Module):
+    """`scale * standardize(x) + bias` (Ba et al. 2016)."""
+
     epsilon: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
+    """Of the result; the statistics are float32 whatever it is."""
 
     @nn.compact
-    def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        f = lambda x, scale, bias: (
-            standardize(x.astype(jnp.float32), self.epsilon) * scale + bias
-        ).astype(self.dtype)
-        import os
-
-        if os.environ.get("LNCK", "1") == "1":
-            f = jax.checkpoint(f)
-        return f(x, scale, bias)
+    def __call__(self, x: Array) -> Array:
+        """Return (..., D) from (..., D)."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        y = standardize(x.astype(jnp.float32), jnp.float32(self.epsilon))
+        return (y * scale + bias).astype(self.dtype)

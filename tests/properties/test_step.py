@@ -49,7 +49,12 @@ def set_up(rules, tx=None, accumulate=1, anchored=True, **options):
         anchor = anchor_of(params, chosen.trainable, new=["head/kernel"])
     tx = adamw(1e-2, strength=0.1, weight_decay=0.1) if tx is None else tx
     state, fixed = init(params, chosen.trainable, tx, jax.random.key(1), anchor=anchor, **options)
-    return params, state, fixed, make_step(classification(mlp, dropout=True), tx, accumulate=accumulate)
+    return (
+        params,
+        state,
+        fixed,
+        make_step(classification(mlp, dropout=True), tx, accumulate=accumulate),
+    )
 
 
 @pytest.mark.parametrize(
