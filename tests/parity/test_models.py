@@ -1,7 +1,6 @@
 """Torch's numbers are ours: on goldens without torch, live with it, and for the real MiniLM."""
 
 import json
-import os
 import pathlib
 import runpy
 from types import SimpleNamespace
@@ -58,14 +57,6 @@ def test_live(tmp_path, goldens, name):
     model, params = reference.ours(case, reference.weights(shapes), tmp_path)
     batch = reference.inputs(case)
     assert_same(jax.jit(model.apply)(params, batch), theirs, batch["attention_mask"])
-
-
-@pytest.fixture(scope="module")
-def minilm():
-    folder = pathlib.Path(os.environ.get("SFTJAX_ASSETS", "")) / "minilm"
-    if "SFTJAX_ASSETS" not in os.environ or not (folder / "model.safetensors").is_file():
-        pytest.skip("SFTJAX_ASSETS names no folder with minilm/model.safetensors")
-    return folder
 
 
 @pytest.mark.assets
