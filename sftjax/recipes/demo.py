@@ -59,15 +59,15 @@ class Demo:
     """How strongly the anchored run is held to the pretrained weights."""
     train: tuple[str, ...] = ("last:2",)
     """What moves, in both runs."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     """Peak learning rate, in both runs."""
     num_train_epochs: float = 1.0
     """Passes over the film sentences, in both runs."""
-    train_rows: int = 4000
+    train_rows: int = 3200
     """Use only so many film sentences to learn from; 0 is all of them (7,108)."""
-    eval_rows: int = 650
+    eval_rows: int = 500
     """At most so many test sentences a domain; 0 is all of them."""
-    retrieval_rows: int = 2000
+    retrieval_rows: int = 1000
     """About so many editorial sentences for the retrieval test, whole editorials; 0 is all."""
     seed: int = 0
     """Of the head, the order of sentences and the intervals."""
