@@ -9,6 +9,7 @@ from sftjax.recipes.classify import Classify, classify
 from sftjax.recipes.demo import Demo, demo
 from sftjax.recipes.inspect import Inspect, inspect
 from sftjax.recipes.predict import Predict, predict_text
+from sftjax.train import keep_freed_memory
 
 Command = (
     Annotated[Classify, tyro.conf.subcommand("classify")]
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    keep_freed_memory()
     try:
         match job:
             case Classify():

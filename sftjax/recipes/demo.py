@@ -42,11 +42,13 @@ from sftjax.recipes.finetune import Training, Tuned, finetune
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.scoring import Scorer
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows, labels_of
-from sftjax.train import compile_step, fit, init, make_step
+from sftjax.train import compile_step, fit, init, make_step, spread
 
 HOME = "movie"
 ELSEWHERE = ("amazon", "tweets", "nyt")
 COLUMNS = Columns(max_length=64)
+EVAL_ROWS = 64
+"""Sentences per device in an evaluation batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +110,8 @@ def demo(job: Demo, tell: Callable[[str], None] = print) -> dict[str, Row]:
     sentences = encode_rows(articles, COLUMNS, tokenizer, None, cache=cache_folder() / "tokens")
     embedder = Embedder(model)
     run = jax.jit(lambda params, batch: model.apply(params, batch))
-    scorers = {name: Scorer(run, rows, "single-label", 64) for name, rows in tests.items()}
+    size = EVAL_ROWS * jax.device_count()
+    scorers = {name: Scorer(run, rows, "single-label", size) for name, rows in tests.items()}
     tell(
         f"{len(train.encoded):,} film sentences to learn from; tests: "
         + ", ".join(f"{len(rows.encoded):,} {name}" for name, rows in tests.items())
@@ -166,8 +169,9 @@ class Embedder:
 
     def __call__(self, params: PyTree, rows: Rows) -> np.ndarray:
         """Return (N, D) embeddings of the rows."""
-        batches = Rows(rows.table, rows.encoded, None).batches(64)
-        steps = (batches.at(step) for step in range(batches.steps_per_epoch))
+        batches = Rows(rows.table, rows.encoded, None).batches(EVAL_ROWS * jax.device_count())
+        at = spread(batches.at)
+        steps = (at(step) for step in range(batches.steps_per_epoch))
         trunk = {part: params[part] for part in self._parts}
         return predict(self._apply, trunk, steps, len(rows.encoded))
 

@@ -16,6 +16,7 @@ from sftjax.objectives import (
     token_cross_entropy,
 )
 from sftjax.recipes.text_rows import PROBLEM_TYPES, Rows
+from sftjax.train import spread
 
 _LOSSES = {
     "single-label": cross_entropy,
@@ -33,7 +34,10 @@ class Scorer:
     """Labelled rows, and the compiled model that runs over them."""
 
     def __init__(self, run: Run, rows: Rows, task: str, batch_size: int):
-        """Take the rows, and a program that scorers of other rows may share."""
+        """Take the rows, and a program that scorers of other rows may share.
+
+        `batch_size` must be divisible by the number of devices.
+        """
         assert rows.labels is not None
         self._run = run
         self._batches = rows.batches(batch_size)
@@ -47,7 +51,8 @@ class Scorer:
 
     def outputs(self, params: PyTree) -> Any:
         """Return the logits of every row, in the order of the table; of tokens, a list."""
-        batches = (self._batches.at(step) for step in range(self._batches.steps_per_epoch))
+        at = spread(self._batches.at)
+        batches = (at(step) for step in range(self._batches.steps_per_epoch))
         return predict(self._run, params, batches, self._count, per_token=self._task == "token")  # type: ignore[call-overload]
 
     def scores(self, params: PyTree) -> dict[str, float]:
