@@ -21,7 +21,7 @@ from typing import Any
 import pairs
 import peer
 
-ADVICE = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
+ADVICE = "MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_ARENA_MAX=1"
 
 
 def main() -> None:

@@ -28,4 +28,4 @@ def keep_freed_memory() -> bool:
     if mallopt is None:  # musl
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2_000_000_000), (_M_ARENA_MAX, 1))
-    return all([mallopt(*setting) == 1 for setting in settings])
+    return all(mallopt(*setting) == 1 for setting in settings)
