@@ -162,7 +162,8 @@ def make_step(
         metrics = {
             "loss": totals.loss.mean,
             "weight": weight,
-            "grad_norm": optax.tree.norm(grads),
+            # Of the sums, then scaled: the norm of `grads` would keep XLA from fusing the scale.
+            "grad_norm": optax.tree.norm(totals.grads) * scale,
             **{name: total.mean for name, total in totals.metrics.items()},
         }
         trainable = optax.apply_updates(state.trainable, updates)
