@@ -127,9 +127,7 @@ def add_decayed_difference(strength: float | optax.Schedule) -> optax.GradientTr
             away = away if weight is None else weight.astype(jnp.float32) * away
             return update + (rate * away).astype(update.dtype)
 
-        weights = importance if importance is not None else jax.tree.map(
-            lambda _: None, anchor, is_leaf=holes
-        )  # fmt: skip
+        weights = _weights(importance, anchor)
         return jax.tree.map(pull, updates, params, anchor, weights, is_leaf=holes), following
 
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
@@ -200,8 +198,13 @@ def l2_sp_penalty(trainable: PyTree, anchor: PyTree, importance: PyTree | None =
         away = jnp.square(value.astype(jnp.float32) - origin.astype(jnp.float32))
         return 0.5 * jnp.sum(away if weight is None else weight.astype(jnp.float32) * away)
 
-    weights = importance if importance is not None else jax.tree.map(
-        lambda _: None, anchor, is_leaf=holes
-    )  # fmt: skip
+    weights = _weights(importance, anchor)
     terms = jax.tree.map(half_square, trainable, anchor, weights, is_leaf=holes)
     return sum(jax.tree.leaves(terms), start=jnp.zeros((), jnp.float32))
+
+
+def _weights(importance: PyTree | None, anchor: PyTree) -> PyTree:
+    """Return the importance, or holes in the anchor's structure: a weight of 1 everywhere."""
+    if importance is not None:
+        return importance
+    return jax.tree.map(lambda _: None, anchor, is_leaf=holes)

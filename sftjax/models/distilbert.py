@@ -14,7 +14,7 @@ from sftjax.models.architecture import Architecture, check, given, require
 from sftjax.models.attention import attend
 from sftjax.models.dropout import Dropout
 from sftjax.models.embedding import Embeddings
-from sftjax.models.encoder import Inputs, dense, mean_pool
+from sftjax.models.encoder import Encoder, Inputs, dense, mean_pool
 from sftjax.models.head import Head
 from sftjax.models.norm import LayerNorm
 
@@ -105,30 +105,6 @@ class Block(nn.Module):
         return _norm(a, dtype, "output_layer_norm")(y_ND + x_ND)
 
 
-class Blocks(nn.Module):
-    """The stack of blocks, named by their numbers."""
-
-    architecture: Architecture
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x_ND: Array, bias: Array) -> Array:
-        for number in range(self.architecture.num_layers):
-            x_ND = Block(self.architecture, self.dtype, name=str(number))(x_ND, bias)
-        return x_ND
-
-
-class Transformer(nn.Module):
-    """The level of the tree that checkpoints call `transformer`."""
-
-    architecture: Architecture
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x_ND: Array, bias: Array) -> Array:
-        return Blocks(self.architecture, self.dtype, name="layer")(x_ND, bias)
-
-
 class Trunk(nn.Module):
     """Embeddings and blocks."""
 
@@ -142,7 +118,7 @@ class Trunk(nn.Module):
         x_ND, words_VD = Embeddings(a, dtype, name="embeddings")(
             inputs.input_ids, None, inputs.position_ids
         )
-        x_ND = Transformer(a, dtype, name="transformer")(x_ND, inputs.bias)
+        x_ND = Encoder(a, dtype, Block, name="transformer")(x_ND, inputs.bias)
         return x_ND.reshape(*inputs.input_ids.shape, a.hidden_size), words_VD
 
 

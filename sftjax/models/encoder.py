@@ -110,23 +110,25 @@ class Layers(nn.Module):
 
     architecture: Architecture
     dtype: DTypeLike
+    block: type[nn.Module] = Layer
 
     @nn.compact
     def __call__(self, x_ND: Array, bias: Array) -> Array:
         for number in range(self.architecture.num_layers):
-            x_ND = Layer(self.architecture, self.dtype, name=str(number))(x_ND, bias)
+            x_ND = self.block(self.architecture, self.dtype, name=str(number))(x_ND, bias)  # type: ignore[call-arg]
         return x_ND
 
 
 class Encoder(nn.Module):
-    """The level of the tree that checkpoints call `encoder`."""
+    """The level of the tree that checkpoints call `encoder` (DistilBERT's: `transformer`)."""
 
     architecture: Architecture
     dtype: DTypeLike
+    block: type[nn.Module] = Layer
 
     @nn.compact
     def __call__(self, x_ND: Array, bias: Array) -> Array:
-        return Layers(self.architecture, self.dtype, name="layer")(x_ND, bias)
+        return Layers(self.architecture, self.dtype, self.block, name="layer")(x_ND, bias)
 
 
 class Pooler(nn.Module):
