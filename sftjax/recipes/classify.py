@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sftjax.core import PyTree, map_with_path
+from sftjax.core import PyTree
 from sftjax.data import cache_folder
 from sftjax.evaluate import (
     Interval,
@@ -27,7 +27,7 @@ from sftjax.evaluate import (
 from sftjax.hub import Data, LoadReport, Metric, card_of, load, load_tokenizer, save
 from sftjax.models import Head, Model
 from sftjax.objectives import objective_of
-from sftjax.recipes.finetune import Training, Tuned, finetune
+from sftjax.recipes.finetune import Training, Tuned, finetune, pretrained
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.scoring import Scorer
 from sftjax.recipes.text_rows import (
@@ -204,7 +204,7 @@ def _write(
     found: dict[str, Interval | float],
 ) -> None:
     folder = job.output_dir
-    distances = moved(_without(params, report.new), tuned.params)
+    distances = moved(pretrained(params, report.new), tuned.params)
     card = card_of(report)._replace(
         data=(
             Data(train.table.name, len(train.encoded), "train"),
@@ -292,7 +292,3 @@ def _report(job: Classify, tuned: Tuned, found: dict[str, Interval | float], dis
         ).replace("\n\n\n\n", "\n\n")
         + "\n"
     )
-
-
-def _without(params: PyTree, new: tuple[str, ...]) -> PyTree:
-    return map_with_path(lambda path, leaf: None if path in new else leaf, params)

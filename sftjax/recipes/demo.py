@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sftjax.core import PyTree, map_with_path
+from sftjax.core import PyTree
 from sftjax.data import Table, cache_folder, fetch, read
 from sftjax.evaluate import (
     Interval,
@@ -38,7 +38,7 @@ from sftjax.evaluate import (
 from sftjax.hub import Data, LoadReport, Metric, Tokenizer, card_of, load, load_tokenizer, save
 from sftjax.models import Head, Model, build
 from sftjax.objectives import classification
-from sftjax.recipes.finetune import Training, Tuned, finetune
+from sftjax.recipes.finetune import Training, Tuned, finetune, pretrained
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.scoring import Scorer
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows, labels_of
@@ -120,7 +120,7 @@ def demo(job: Demo, tell: Callable[[str], None] = print) -> dict[str, Row]:
 
     def row(accuracies: dict[str, Interval], now: PyTree) -> Row:
         kept = same_group_retrieval(embedder(now, sentences), articles["document"])
-        return Row(accuracies, kept, _distance(moved(_pretrained(params, report), now)))
+        return Row(accuracies, kept, _distance(moved(pretrained(params, report.new), now)))
 
     results = {"before": row(_probe(embedder, params, train, tests, job.seed), params)}
     tuned: dict[str, Tuned] = {}
@@ -145,7 +145,7 @@ def demo(job: Demo, tell: Callable[[str], None] = print) -> dict[str, Row]:
         found = {domain: _accuracy(scorers[domain], weights) for domain in tests}
         results[name] = row(found, weights)
     distances = {
-        name: moved(_pretrained(params, report), run.params) for name, run in tuned.items()
+        name: moved(pretrained(params, report.new), run.params) for name, run in tuned.items()
     }
     seconds = time.monotonic() - start
     _write(job, model, report, tuned, distances, results, train, seconds)
@@ -228,10 +228,6 @@ def _probe(
 
 def _accuracy(scorer: Scorer, params: PyTree) -> Interval:
     return bootstrap(accuracy, scorer.outputs(params).argmax(-1), scorer.labels)
-
-
-def _pretrained(params: PyTree, report: LoadReport) -> PyTree:
-    return map_with_path(lambda path, leaf: None if path in report.new else leaf, params)
 
 
 def _distance(blocks: tuple[Moved, ...]) -> float:

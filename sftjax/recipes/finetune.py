@@ -10,7 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from sftjax.anchor import adamw, anchor_of, strength_of
-from sftjax.core import Batch, Fixed, Objective, PyTree, TrainState, combine, partition
+from sftjax.core import (
+    Batch,
+    Fixed,
+    Objective,
+    PyTree,
+    TrainState,
+    combine,
+    map_with_path,
+    partition,
+)
 from sftjax.recipes.progress import progress
 from sftjax.select import Description, Selection, describe, select
 from sftjax.train import (
@@ -223,3 +232,12 @@ def finetune(
         for entry in run.history
     ]
     return Tuned(best, run._replace(history=history), chosen, report, strength, num_steps)
+
+
+def pretrained(params: PyTree, new: Collection[str]) -> PyTree:
+    """Return the params with holes where a leaf has no pretrained value.
+
+    >>> pretrained({"trunk": 1, "head": 2}, ["head"])
+    {'head': None, 'trunk': 1}
+    """
+    return map_with_path(lambda path, leaf: None if path in new else leaf, params)
