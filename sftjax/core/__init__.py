@@ -3,7 +3,7 @@
 from sftjax.core.loss import Aux, Loss
 from sftjax.core.partition import combine, count, holes, nbytes, partition
 from sftjax.core.paths import flatten, map_with_path, matches, nearest, path_of, unflatten
-from sftjax.core.state import Batch, Fixed, Metrics, Objective, PyTree, TrainState, step_key
+from sftjax.core.state import Batch, Fixed, Metrics, Objective, PyTree, TrainState, View, step_key
 
 __all__ = [
     "Aux",
@@ -14,6 +14,7 @@ __all__ = [
     "Objective",
     "PyTree",
     "TrainState",
+    "View",
     "combine",
     "count",
     "flatten",

@@ -47,6 +47,10 @@ class Fixed(NamedTuple):
     """Fisher weights of the anchor's structure."""
 
 
+View = Callable[[PyTree, Fixed, Array], PyTree]
+"""`(trainable, fixed, key) -> trainable`: what the model sees in place of the trainable leaves."""
+
+
 def step_key(state: TrainState) -> Array:
     """Return the key of the step about to be taken, a pure function of the run's key and the step.
 

@@ -15,8 +15,8 @@ from sftjax.models.head import KINDS
 
 LABELLED = ("sequence", "token")
 """Heads whose outputs have names."""
-BARE = ("pooled", "mean", "hidden")
-"""Heads without weights of their own: transformers has one class for all three."""
+BARE = ("pooled", "first", "mean", "hidden")
+"""Heads without weights of their own: transformers has one class for all of them."""
 
 _SUFFIXES = {
     "ForSequenceClassification": "sequence",
@@ -30,7 +30,7 @@ _CLASSES = {
     "token": "ForTokenClassification",
     "masked-lm": "ForMaskedLM",
 }
-_HEAD_FIELD = "sftjax_head"  # "pooled" and "mean" have no class of their own in transformers
+_HEAD_FIELD = "sftjax_head"  # which of the bare heads it is, where that is not "hidden"
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def describe(config: Mapping[str, Any], head: Head, *, dtype: str, mixed: bool) 
     new = dict(config)
     new["architectures"] = [class_name(config, head.kind)]
     new.pop(_HEAD_FIELD, None)
-    if head.kind in ("pooled", "mean"):  # of the bare ones, not the default
+    if head.kind in BARE and head.kind != "hidden":
         new[_HEAD_FIELD] = head.kind
     if head.kind in LABELLED:
         new["id2label"] = {str(index): label for index, label in enumerate(head.labels)}
@@ -197,7 +197,7 @@ def class_name(config: Mapping[str, Any], kind: str) -> str:
     'XLMRobertaForTokenClassification'
     """
     stored = stored_kind(config)
-    if (stored == kind or (stored == "hidden" and kind in ("pooled", "mean"))) and (
+    if (stored == kind or (stored == "hidden" and kind in BARE)) and (
         name := architecture(config)
     ):
         return name

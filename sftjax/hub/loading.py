@@ -42,8 +42,8 @@ def load(
 
     Args:
       name_or_folder: a local folder, or a repository on the Hub.
-      head: which head to put on the encoder: "sequence", "token", "masked-lm", "pooled", "mean",
-        "hidden", a `Head`, or None for the one the checkpoint was saved with.
+      head: which head to put on the encoder: "sequence", "token", "masked-lm", "pooled", "first",
+        "mean", "hidden", a `Head`, or None for the one the checkpoint was saved with.
       labels: class names in id order. Where they are not those of the checkpoint's own head, its
         last layer is new; transformers' placeholders (`LABEL_0`) are simply given names.
       problem_type: "single_label_classification", "multi_label_classification" or "regression".

@@ -3,5 +3,6 @@
 from sftjax.models.architecture import Architecture
 from sftjax.models.head import Head
 from sftjax.models.model import FAMILIES, Model, build
+from sftjax.models.split import Split, split
 
-__all__ = ["FAMILIES", "Architecture", "Head", "Model", "build"]
+__all__ = ["FAMILIES", "Architecture", "Head", "Model", "Split", "build", "split"]

@@ -11,8 +11,8 @@ from jax.typing import DTypeLike
 from sftjax.models.activation import ACTIVATIONS
 from sftjax.models.architecture import Architecture, check, given, require
 from sftjax.models.dropout import Dropout
-from sftjax.models.encoder import Inputs, Trunk, dense, mean_pool, word_scores
-from sftjax.models.head import Head
+from sftjax.models.encoder import Inputs, Span, Trunk, dense, mean_pool, word_scores
+from sftjax.models.head import FIRST_TOKEN, Head
 from sftjax.models.norm import LayerNorm
 
 SIZES = (
@@ -102,12 +102,13 @@ class Bert(nn.Module):
     architecture: Architecture
     head: Head
     dtype: DTypeLike
+    span: Span | None = None
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> Array:
         a, head = self.architecture, self.head
-        pool = head.kind in ("sequence", "pooled")
-        x, words_VD = Trunk(a, self.dtype, pool, name="bert")(inputs)
+        first, pool = head.kind in FIRST_TOKEN, head.kind in ("sequence", "pooled")
+        x, words_VD = Trunk(a, self.dtype, first, pool, self.span, name="bert")(inputs)
         if head.kind in ("sequence", "token"):
             x = Dropout(a.classifier_dropout)(x)
             return dense(len(head.labels), a, jnp.float32, "classifier")(x)

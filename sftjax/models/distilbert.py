@@ -14,8 +14,8 @@ from sftjax.models.architecture import Architecture, check, given, require
 from sftjax.models.attention import attend
 from sftjax.models.dropout import Dropout
 from sftjax.models.embedding import Embeddings
-from sftjax.models.encoder import Encoder, Inputs, dense, mean_pool
-from sftjax.models.head import Head
+from sftjax.models.encoder import Encoder, Inputs, Span, dense, entering, mean_pool
+from sftjax.models.head import FIRST_TOKEN, Head
 from sftjax.models.norm import LayerNorm
 
 SIZES = ("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim", "max_position_embeddings")
@@ -68,13 +68,14 @@ class Attention(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x_ND: Array, bias: Array) -> Array:
+    def __call__(self, x_MD: Array, x_ND: Array, bias: Array) -> Array:
         a = self.architecture
-        q_ND, k_ND, v_ND = (
-            dense(a.hidden_size, a, self.dtype, name)(x_ND) for name in ("q_lin", "k_lin", "v_lin")
+        q_MD = dense(a.hidden_size, a, self.dtype, "q_lin")(x_MD)
+        k_ND, v_ND = (
+            dense(a.hidden_size, a, self.dtype, name)(x_ND) for name in ("k_lin", "v_lin")
         )
-        y_ND = attend(q_ND, k_ND, v_ND, bias, a.num_heads, Dropout(a.attention_dropout))
-        return dense(a.hidden_size, a, self.dtype, "out_lin")(y_ND)
+        y_MD = attend(q_MD, k_ND, v_ND, bias, a.num_heads, Dropout(a.attention_dropout))
+        return dense(a.hidden_size, a, self.dtype, "out_lin")(y_MD)
 
 
 class FeedForward(nn.Module):
@@ -97,12 +98,13 @@ class Block(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x_ND: Array, bias: Array) -> Array:
+    def __call__(self, x_MD: Array, x_ND: Array, bias: Array) -> Array:
+        """Return the block's output for the tokens `x_MD`, which look at all tokens `x_ND`."""
         a, dtype = self.architecture, self.dtype
-        y_ND = Attention(a, dtype, name="attention")(x_ND, bias)
-        x_ND = _norm(a, dtype, "sa_layer_norm")(y_ND + x_ND)
-        y_ND = FeedForward(a, dtype, name="ffn")(x_ND)
-        return _norm(a, dtype, "output_layer_norm")(y_ND + x_ND)
+        y_MD = Attention(a, dtype, name="attention")(x_MD, x_ND, bias)
+        x_MD = _norm(a, dtype, "sa_layer_norm")(y_MD + x_MD)
+        y_MD = FeedForward(a, dtype, name="ffn")(x_MD)
+        return _norm(a, dtype, "output_layer_norm")(y_MD + x_MD)
 
 
 class Trunk(nn.Module):
@@ -110,16 +112,20 @@ class Trunk(nn.Module):
 
     architecture: Architecture
     dtype: DTypeLike
+    first: bool = False
+    span: Span | None = None
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> tuple[Array, Array]:
-        """Return (B, T, D) hidden states and the (V, D) word table."""
+        """Return (B, T, D) hidden states, or (B, D) of first tokens, and the (V, D) word table."""
         a, dtype = self.architecture, self.dtype
         x_ND, words_VD = Embeddings(a, dtype, name="embeddings")(
             inputs.input_ids, None, inputs.position_ids
         )
-        x_ND = Encoder(a, dtype, Block, name="transformer")(x_ND, inputs.bias)
-        return x_ND.reshape(*inputs.input_ids.shape, a.hidden_size), words_VD
+        x_ND = entering(x_ND, inputs)
+        encoder = Encoder(a, dtype, Block, self.span, self.first, name="transformer")
+        x = encoder(x_ND, inputs.bias)
+        return x if self.first else x.reshape(*inputs.input_ids.shape, -1), words_VD
 
 
 class Projector(nn.Module):
@@ -144,26 +150,28 @@ class DistilBert(nn.Module):
     architecture: Architecture
     head: Head
     dtype: DTypeLike
+    span: Span | None = None
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> Array:
         a, head, dtype = self.architecture, self.head, self.dtype
-        x_BTD, words_VD = Trunk(a, dtype, name="distilbert")(inputs)
+        first = head.kind in FIRST_TOKEN
+        x, words_VD = Trunk(a, dtype, first, self.span, name="distilbert")(inputs)
         match head.kind:
             case "sequence":
-                x_BD = dense(a.hidden_size, a, dtype, "pre_classifier")(x_BTD[:, 0])
+                x_BD = dense(a.hidden_size, a, dtype, "pre_classifier")(x)
                 x_BD = Dropout(a.classifier_dropout)(jax.nn.relu(x_BD))
                 return dense(len(head.labels), a, jnp.float32, "classifier")(x_BD)
             case "token":
-                x_BTD = Dropout(a.hidden_dropout)(x_BTD)
-                return dense(len(head.labels), a, jnp.float32, "classifier")(x_BTD)
+                x = Dropout(a.hidden_dropout)(x)
+                return dense(len(head.labels), a, jnp.float32, "classifier")(x)
             case "masked-lm":
-                x_ND = x_BTD.reshape(-1, a.hidden_size)
+                x_ND = x.reshape(-1, a.hidden_size)
                 x_ND = dense(a.hidden_size, a, dtype, "vocab_transform")(x_ND)
                 x_ND = _norm(a, dtype, "vocab_layer_norm")(ACTIVATIONS[a.activation](x_ND))
                 scores_NV = Projector(a, name="vocab_projector")(x_ND, words_VD)
-                return scores_NV.reshape(*x_BTD.shape[:-1], a.vocab_size)
+                return scores_NV.reshape(*x.shape[:-1], a.vocab_size)
             case "mean":
-                return mean_pool(x_BTD, inputs.mask)
+                return mean_pool(x, inputs.mask)
             case _:
-                return x_BTD.astype(jnp.float32)
+                return x.astype(jnp.float32)

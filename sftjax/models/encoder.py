@@ -31,6 +31,17 @@ class Inputs(NamedTuple):
     """(B, 1 or T, T) float32, added to the attention scores."""
     mask: Array
     """(B, T): nonzero for tokens, 0 for padding."""
+    hidden: Array | None = None
+    """(B, T, D) or (B, D), what enters the first block of the span; None is the embeddings."""
+
+
+class Span(NamedTuple):
+    """Which blocks of the stack are run: `start`, ..., `stop - 1`."""
+
+    start: int
+    stop: int
+    given: bool = False
+    """Whether what enters block `start` is in the batch, and not the embeddings of its tokens."""
 
 
 def dense(features: int, a: Architecture, dtype: DTypeLike, name: str) -> nn.Dense:
@@ -40,18 +51,17 @@ def dense(features: int, a: Architecture, dtype: DTypeLike, name: str) -> nn.Den
 
 
 class SelfAttention(nn.Module):
-    """Queries, keys and values of every token, and what it gathers by them."""
+    """Queries of the tokens that look, keys and values of those looked at, and what is gathered."""
 
     architecture: Architecture
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x_ND: Array, bias: Array) -> Array:
+    def __call__(self, x_MD: Array, x_ND: Array, bias: Array) -> Array:
         a = self.architecture
-        q_ND, k_ND, v_ND = (
-            dense(a.hidden_size, a, self.dtype, name)(x_ND) for name in ("query", "key", "value")
-        )
-        return attend(q_ND, k_ND, v_ND, bias, a.num_heads, Dropout(a.attention_dropout))
+        q_MD = dense(a.hidden_size, a, self.dtype, "query")(x_MD)
+        k_ND, v_ND = (dense(a.hidden_size, a, self.dtype, name)(x_ND) for name in ("key", "value"))
+        return attend(q_MD, k_ND, v_ND, bias, a.num_heads, Dropout(a.attention_dropout))
 
 
 class AddAndNorm(nn.Module):
@@ -74,9 +84,9 @@ class Attention(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x_ND: Array, bias: Array) -> Array:
-        y_ND = SelfAttention(self.architecture, self.dtype, name="self")(x_ND, bias)
-        return AddAndNorm(self.architecture, self.dtype, name="output")(y_ND, x_ND)
+    def __call__(self, x_MD: Array, x_ND: Array, bias: Array) -> Array:
+        y_MD = SelfAttention(self.architecture, self.dtype, name="self")(x_MD, x_ND, bias)
+        return AddAndNorm(self.architecture, self.dtype, name="output")(y_MD, x_MD)
 
 
 class Intermediate(nn.Module):
@@ -98,11 +108,12 @@ class Layer(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x_ND: Array, bias: Array) -> Array:
+    def __call__(self, x_MD: Array, x_ND: Array, bias: Array) -> Array:
+        """Return the block's output for the tokens `x_MD`, which look at all tokens `x_ND`."""
         a, dtype = self.architecture, self.dtype
-        x_ND = Attention(a, dtype, name="attention")(x_ND, bias)
-        y = Intermediate(a, dtype, name="intermediate")(x_ND)
-        return AddAndNorm(a, dtype, name="output")(y, x_ND)
+        x_MD = Attention(a, dtype, name="attention")(x_MD, x_ND, bias)
+        y = Intermediate(a, dtype, name="intermediate")(x_MD)
+        return AddAndNorm(a, dtype, name="output")(y, x_MD)
 
 
 class Layers(nn.Module):
@@ -111,11 +122,20 @@ class Layers(nn.Module):
     architecture: Architecture
     dtype: DTypeLike
     block: type[nn.Module] = Layer
+    span: Span | None = None
+    first: bool = False
 
     @nn.compact
     def __call__(self, x_ND: Array, bias: Array) -> Array:
-        for number in range(self.architecture.num_layers):
-            x_ND = self.block(self.architecture, self.dtype, name=str(number))(x_ND, bias)  # type: ignore[call-arg]
+        a = self.architecture
+        span = self.span or Span(0, a.num_layers)
+        for number in range(span.start, span.stop):
+            looking = x_ND
+            if self.first and number == a.num_layers - 1:
+                # Where only first tokens are read, the last block need not compute the others:
+                # of its products, those of keys and values remain, a sixth.
+                looking = x_ND.reshape(len(bias), -1, x_ND.shape[-1])[:, 0]
+            x_ND = self.block(a, self.dtype, name=str(number))(looking, x_ND, bias)  # type: ignore[call-arg]
         return x_ND
 
 
@@ -125,10 +145,16 @@ class Encoder(nn.Module):
     architecture: Architecture
     dtype: DTypeLike
     block: type[nn.Module] = Layer
+    span: Span | None = None
+    first: bool = False
+    """Give the first token of each row alone, (B, D)."""
 
     @nn.compact
     def __call__(self, x_ND: Array, bias: Array) -> Array:
-        return Layers(self.architecture, self.dtype, self.block, name="layer")(x_ND, bias)
+        layers = Layers(
+            self.architecture, self.dtype, self.block, self.span, self.first, name="layer"
+        )
+        return layers(x_ND, bias)
 
 
 class Pooler(nn.Module):
@@ -148,20 +174,30 @@ class Trunk(nn.Module):
 
     architecture: Architecture
     dtype: DTypeLike
+    first: bool = False
     pool: bool = False
+    """Only with `first`."""
+    span: Span | None = None
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> tuple[Array, Array]:
-        """Return (B, T, D) hidden states, or (B, D) if pooled, and the (V, D) word table."""
+        """Return (B, T, D) hidden states, or (B, D) of first tokens, and the (V, D) word table."""
         a, dtype = self.architecture, self.dtype
         x_ND, words_VD = Embeddings(a, dtype, name="embeddings")(
             inputs.input_ids, inputs.token_type_ids, inputs.position_ids
         )
-        x_ND = Encoder(a, dtype, name="encoder")(x_ND, inputs.bias)
-        x_BTD = x_ND.reshape(*inputs.input_ids.shape, a.hidden_size)
+        x_ND = entering(x_ND, inputs)
+        x = Encoder(a, dtype, span=self.span, first=self.first, name="encoder")(x_ND, inputs.bias)
         if self.pool:
-            return Pooler(a, dtype, name="pooler")(x_BTD[:, 0]), words_VD
-        return x_BTD, words_VD
+            x = Pooler(a, dtype, name="pooler")(x)
+        return x if self.first else x.reshape(*inputs.input_ids.shape, -1), words_VD
+
+
+def entering(x_ND: Array, inputs: Inputs) -> Array:
+    """Return what enters the span of blocks: the hidden states given, or the embeddings."""
+    if inputs.hidden is None:
+        return x_ND
+    return inputs.hidden.reshape(-1, x_ND.shape[-1]).astype(x_ND.dtype)
 
 
 def word_scores(module: nn.Module, x_BTD: Array, words_VD: Array, a: Architecture) -> Array:

@@ -2,9 +2,11 @@
 
 from typing import NamedTuple
 
-KINDS = ("sequence", "token", "masked-lm", "pooled", "mean", "hidden")
+KINDS = ("sequence", "token", "masked-lm", "pooled", "first", "mean", "hidden")
 PER_TOKEN = ("token", "masked-lm", "hidden")
 """The kinds with an output for each token; the others have one for each row."""
+FIRST_TOKEN = ("sequence", "pooled", "first")
+"""The kinds that read nothing but the first token of the last hidden states."""
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 
@@ -17,8 +19,8 @@ class Head(NamedTuple):
 
     kind: str
     """`sequence`: logits (B, L) of a row; `token`: logits (B, T, L) of each token; `masked-lm`:
-    logits (B, T, V); `pooled`: the pooler's embedding (B, D); `mean`: the mean (B, D) of the last
-    hidden states; `hidden`: those states (B, T, D)."""
+    logits (B, T, V); `pooled`: the pooler's embedding (B, D); `first` and `mean`: the first
+    token and the mean (B, D) of the last hidden states; `hidden`: those states (B, T, D)."""
     labels: tuple[str, ...] = ()
     """Class names in the order of their ids (`sequence` and `token`)."""
     problem_type: str = "single_label_classification"

@@ -91,9 +91,22 @@ class Model:
             self._positions(ids, segments) if places is None else jnp.asarray(places),
             attention_bias(mask, segments),
             mask,
+            self._entering(batch),
         )
         rngs = {} if key is None else {"dropout": key}
         return self.module.apply({"params": params}, inputs, rngs=rngs)  # type: ignore[return-value]
+
+    def _entering(self, batch: Batch) -> Array | None:
+        """Return the hidden states that the upper part of a split model starts from."""
+        span = self.module.span  # type: ignore[attr-defined]
+        if span is None or not span.given:
+            return None
+        if "hidden" not in batch:
+            raise ValueError(
+                f"this is the part of a model from block {span.start} on, and the batch has no "
+                "'hidden', which the lower part gives (see models.split)"
+            )
+        return jnp.asarray(batch["hidden"])
 
     def _check(self, batch: Batch) -> Array:
         if batch.get("input_ids") is None:

@@ -11,8 +11,8 @@ from jax.typing import DTypeLike
 from sftjax.models.activation import ACTIVATIONS
 from sftjax.models.architecture import Architecture
 from sftjax.models.dropout import Dropout
-from sftjax.models.encoder import Inputs, Trunk, dense, mean_pool, word_scores
-from sftjax.models.head import Head
+from sftjax.models.encoder import Inputs, Span, Trunk, dense, mean_pool, word_scores
+from sftjax.models.head import FIRST_TOKEN, Head
 from sftjax.models.norm import LayerNorm
 
 
@@ -24,9 +24,9 @@ class Classification(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x_BTD: Array) -> Array:
+    def __call__(self, x_BD: Array) -> Array:
         a = self.architecture
-        x_BD = Dropout(a.classifier_dropout)(x_BTD[:, 0])
+        x_BD = Dropout(a.classifier_dropout)(x_BD)
         x_BD = jnp.tanh(dense(a.hidden_size, a, self.dtype, "dense")(x_BD))
         x_BD = Dropout(a.classifier_dropout)(x_BD)
         return dense(self.num_labels, a, jnp.float32, "out_proj")(x_BD)
@@ -53,11 +53,13 @@ class Roberta(nn.Module):
     architecture: Architecture
     head: Head
     dtype: DTypeLike
+    span: Span | None = None
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> Array:
         a, head, dtype = self.architecture, self.head, self.dtype
-        x, words_VD = Trunk(a, dtype, head.kind == "pooled", name="roberta")(inputs)
+        first, pool = head.kind in FIRST_TOKEN, head.kind == "pooled"
+        x, words_VD = Trunk(a, dtype, first, pool, self.span, name="roberta")(inputs)
         match head.kind:
             case "sequence":
                 return Classification(a, len(head.labels), dtype, name="classifier")(x)

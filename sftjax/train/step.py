@@ -17,6 +17,7 @@ from sftjax.core import (
     Objective,
     PyTree,
     TrainState,
+    View,
     combine,
     flatten,
     holes,
@@ -25,6 +26,9 @@ from sftjax.core import (
 )
 
 Step = Callable[[TrainState, Fixed, Batch], tuple[TrainState, Metrics]]
+
+_VIEW = 0x51E3
+"""Folded into a step's key to make the key of its view."""
 
 
 class _Totals(NamedTuple):
@@ -104,7 +108,11 @@ def init(
 
 
 def make_step(
-    objective: Objective, tx: optax.GradientTransformation, *, accumulate: int = 1
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    view: View | None = None,
 ) -> Step:
     """Return the update `(state, fixed, batch) -> (state, metrics)`, pure and uncompiled.
 
@@ -114,8 +122,11 @@ def make_step(
 
     Args:
       objective: `(params, model_state, batch, key) -> (Loss, Aux)`.
-      tx: the optimizer; it is given `anchor` and `importance` as extra arguments.
+      tx: the optimizer; it is given `anchor`, `importance`, `grad` (the mean gradient as it came)
+        and `grad_fn` (`(trainable, i) -> mean gradient` on this batch) as extra arguments.
       accumulate: number of micro-batches a batch is cut into; must divide its rows.
+      view: what the model sees in place of the trainable leaves (mixout, a base to add); the
+        gradient is taken through it.
 
     Returns:
       A `Step`. Its metrics are `loss`, `weight` (what counted), `grad_norm` (over the trainable
@@ -138,6 +149,9 @@ def make_step(
 
     def gradient(trainable: PyTree, fixed: Fixed, model_state: PyTree, batch: Batch, key: Array):
         def total(trainable: PyTree) -> tuple[Array, tuple[Loss, Aux]]:
+            if view is not None:
+                # A key of its own: the objective draws from `key` itself.
+                trainable = view(trainable, fixed, jax.random.fold_in(key, _VIEW))
             params = combine(trainable, fixed.frozen)
             held = combine(model_state, fixed.model_state)
             loss, aux = objective(params, held, batch, key)
@@ -148,22 +162,27 @@ def make_step(
 
     def step(state: TrainState, fixed: Fixed, batch: Batch) -> tuple[TrainState, Metrics]:
         key = step_key(state)
-        if accumulate == 1:
-            totals, model_state = gradient(state.trainable, fixed, state.model_state, batch, key)
-        else:
-            totals, model_state = _scan(gradient, state, fixed, _cut(batch, accumulate), key)
-        weight = jnp.asarray(totals.loss.weight, jnp.float32)
-        scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
-        grads = jax.tree.map(lambda grad: grad * scale, totals.grads)
+        batches = batch if accumulate == 1 else _cut(batch, accumulate)
+
+        def sums(trainable: PyTree) -> tuple[_Totals, PyTree]:
+            if accumulate == 1:
+                return gradient(trainable, fixed, state.model_state, batches, key)
+            return _scan(gradient, trainable, fixed, state.model_state, batches, key)
+
+        def grad_fn(trainable: PyTree, _: object = None) -> PyTree:
+            return _mean(sums(trainable)[0])
+
+        totals, model_state = sums(state.trainable)
+        grads = _mean(totals)
         updates, opt_state = update(
             grads, state.opt_state, state.trainable, anchor=fixed.anchor,
-            importance=fixed.importance,
+            importance=fixed.importance, grad=grads, grad_fn=grad_fn,
         )  # fmt: skip
         metrics = {
             "loss": totals.loss.mean,
-            "weight": weight,
+            "weight": jnp.asarray(totals.loss.weight, jnp.float32),
             # Of the sums, then scaled: the norm of `grads` would keep XLA from fusing the scale.
-            "grad_norm": optax.tree.norm(totals.grads) * scale,
+            "grad_norm": optax.tree.norm(totals.grads) * _scale(totals.loss),
             **{name: total.mean for name, total in totals.metrics.items()},
         }
         trainable = optax.apply_updates(state.trainable, updates)
@@ -182,8 +201,24 @@ def compile_step(step: Step) -> Step:
     return jax.jit(step, donate_argnums=0)
 
 
+def _scale(loss: Loss) -> Array:
+    """Return what turns sums over examples into means."""
+    weight = jnp.asarray(loss.weight, jnp.float32)
+    return 1.0 / jnp.where(weight > 0, weight, 1.0)
+
+
+def _mean(totals: _Totals) -> PyTree:
+    scale = _scale(totals.loss)
+    return jax.tree.map(lambda grad: grad * scale, totals.grads)
+
+
 def _scan(
-    gradient: Callable[..., Any], state: TrainState, fixed: Fixed, batches: Batch, key: Array
+    gradient: Callable[..., Any],
+    trainable: PyTree,
+    fixed: Fixed,
+    model_state: PyTree,
+    batches: Batch,
+    key: Array,
 ) -> tuple[_Totals, PyTree]:
     """Add up the totals of the micro-batches, which lie along the first axis of `batches`."""
 
@@ -191,14 +226,14 @@ def _scan(
         before, model_state = carry
         index, batch = item
         micro_key = jax.random.fold_in(key, index)
-        totals, model_state = gradient(state.trainable, fixed, model_state, batch, micro_key)
+        totals, model_state = gradient(trainable, fixed, model_state, batch, micro_key)
         return (jax.tree.map(jnp.add, before, totals), model_state), None
 
     first = jax.tree.map(lambda leaf: leaf[0], batches)
-    shapes, _ = jax.eval_shape(gradient, state.trainable, fixed, state.model_state, first, key)
+    shapes, _ = jax.eval_shape(gradient, trainable, fixed, model_state, first, key)
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     pieces = jax.tree.leaves(batches)[0].shape[0]
-    carry, _ = jax.lax.scan(body, (zeros, state.model_state), (jnp.arange(pieces), batches))
+    carry, _ = jax.lax.scan(body, (zeros, model_state), (jnp.arange(pieces), batches))
     return carry
 
 

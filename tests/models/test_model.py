@@ -45,7 +45,8 @@ def test_shapes(family, kind):
         return
     expected = {
         "sequence": (2, 3), "token": (2, TOKENS, 3), "masked-lm": (2, TOKENS, VOCABULARY),
-        "pooled": (2, WIDTH), "mean": (2, WIDTH), "hidden": (2, TOKENS, WIDTH),
+        "pooled": (2, WIDTH), "first": (2, WIDTH), "mean": (2, WIDTH),
+        "hidden": (2, TOKENS, WIDTH),
     }[kind]  # fmt: skip
     for dtype in (jnp.float32, jnp.bfloat16):
         model = model_of(family, kind, dtype)
@@ -238,7 +239,7 @@ def test_a_batch_that_cannot_be_read_is_refused(change, message):
         model.apply(model.shapes(), batch() | change)
 
 
-@pytest.mark.parametrize("kind", ["sequence", "pooled", "mean"])
+@pytest.mark.parametrize("kind", ["sequence", "pooled", "first", "mean"])
 def test_packed_rows_need_a_head_for_each_token(kind):
     model = model_of(kind=kind)
     with pytest.raises(ValueError, match="several examples"):
