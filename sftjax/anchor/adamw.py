@@ -2,9 +2,10 @@
 
 import jax
 import optax
+from jax import Array
 
 from sftjax.anchor.decay import add_decayed_difference, add_decayed_unanchored
-from sftjax.anchor.dose import strength_of
+from sftjax.anchor.dose import strength_from
 from sftjax.core import PyTree, flatten, holes
 
 
@@ -13,7 +14,7 @@ def adamw(
     *,
     dose: float | None = None,
     num_steps: int | None = None,
-    strength: float | None = None,
+    strength: float | Array | None = None,
     coupled: bool = False,
     weight_decay: float = 0.01,
     rates: PyTree | None = None,
@@ -34,7 +35,7 @@ def adamw(
       learning_rate: $\eta$, or a schedule of it over updates.
       dose: $\kappa = \lambda \sum_t \eta_t$ (see `sftjax.anchor.dose`); needs `num_steps`.
       num_steps: how many updates the run makes.
-      strength: $\lambda$ itself, instead of a dose.
+      strength: $\lambda$ itself, instead of a dose; of a sweep, a (traced) array, not checked.
       coupled: let the pull pass through Adam's normalization as part of the gradient.
       weight_decay: $\beta$.
       rates: $r$, a float for each trainable leaf (`Selection.rate`); `None` is 1 everywhere.
@@ -51,15 +52,13 @@ def adamw(
 
     >>> tx = adamw(1e-4, dose=1.0, num_steps=500)
     """
-    if dose is not None and strength is not None:
+    if not isinstance(strength, Array):
+        strength = strength_from(learning_rate, dose=dose, strength=strength, num_steps=num_steps)
+    elif dose is not None:
         raise ValueError("give a dose or a strength, not both")
-    if dose is not None and num_steps is None:
-        raise ValueError("a dose needs num_steps, the number of updates that share it")
-    if dose is not None and num_steps is not None:
-        strength = strength_of(dose, learning_rate, num_steps)
-    if strength is not None and not 0.0 <= strength < float("inf"):
-        raise ValueError(f"strength is {strength}; a strength is a finite number >= 0")
-    pull = [add_decayed_difference(strength)] if strength else []
+    # An array is of a sweep: checked before it became one, and 0 in some of its runs only.
+    pulls = isinstance(strength, Array) or bool(strength)
+    pull = [add_decayed_difference(strength)] if pulls else []
     return optax.with_extra_args_support(
         optax.chain(
             *([] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]),

@@ -14,6 +14,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from sftjax.anchor.importance import check_shapes
 from sftjax.core import PyTree, flatten, holes, map_with_path, matches, nearest, partition
 
 
@@ -70,7 +71,9 @@ def anchor_of(
     return partition(params, held)[0]
 
 
-def add_decayed_difference(strength: float | optax.Schedule) -> optax.GradientTransformation:
+def add_decayed_difference(
+    strength: ArrayLike | optax.Schedule,
+) -> optax.GradientTransformation:
     r"""Add the pull toward the anchor to the updates: $u \leftarrow u + \lambda F (w - w_0)$.
 
     Where the transform stands in the chain decides what it means:
@@ -206,5 +209,6 @@ def l2_sp_penalty(trainable: PyTree, anchor: PyTree, importance: PyTree | None =
 def _weights(importance: PyTree | None, anchor: PyTree) -> PyTree:
     """Return the importance, or holes in the anchor's structure: a weight of 1 everywhere."""
     if importance is not None:
+        check_shapes(importance, anchor)
         return importance
     return jax.tree.map(lambda _: None, anchor, is_leaf=holes)

@@ -22,13 +22,16 @@ from sftjax.evaluate.classification import (
     per_class,
     weighted_f1,
 )
-from sftjax.evaluate.moved import Moved, block_names, moved
+from sftjax.evaluate.moved import Moved, block_names, largest_singular_value, moved, whole
 from sftjax.evaluate.multilabel import (
     multilabel_macro_f1,
     multilabel_micro_f1,
     per_label,
     subset_accuracy,
 )
+from sftjax.evaluate.paired import paired_difference, summarize, t_interval
+from sftjax.evaluate.pareto import Measured, Point, pareto_front, point
+from sftjax.evaluate.pareto_plot import pareto
 from sftjax.evaluate.plots import domains, loss_curve, moved_per_block, reliability
 from sftjax.evaluate.predict import predict
 from sftjax.evaluate.ranking import (
@@ -39,14 +42,9 @@ from sftjax.evaluate.ranking import (
     average_ranks,
 )
 from sftjax.evaluate.regression import mae, mse, pearson, r2, rmse, spearman
-from sftjax.evaluate.retention import (
-    Retention,
-    Retrieval,
-    kl_divergence,
-    linear_cka,
-    retention,
-    same_group_retrieval,
-)
+from sftjax.evaluate.retention import Drift, Forgetting, Retention, retention
+from sftjax.evaluate.retrieval import Retrieval, same_group_retrieval
+from sftjax.evaluate.similarity import kl_divergence, linear_cka
 from sftjax.evaluate.standard import metrics, standard
 from sftjax.evaluate.tables import cell, table, table_markdown, table_rich
 from sftjax.evaluate.tokens import (
@@ -64,12 +62,16 @@ from sftjax.evaluate.write import write_predictions
 
 __all__ = [
     "Bins",
+    "Drift",
     "Entity",
     "EntityScores",
+    "Forgetting",
     "Interval",
+    "Measured",
     "Metric",
     "Moved",
     "PerClass",
+    "Point",
     "Retention",
     "Retrieval",
     "Undefined",
@@ -94,6 +96,7 @@ __all__ = [
     "entity_f1_of_counts",
     "entity_scores",
     "kl_divergence",
+    "largest_singular_value",
     "linear_cka",
     "log_softmax",
     "loss_curve",
@@ -108,9 +111,13 @@ __all__ = [
     "multilabel_micro_f1",
     "nll",
     "paired_bootstrap",
+    "paired_difference",
+    "pareto",
+    "pareto_front",
     "pearson",
     "per_class",
     "per_label",
+    "point",
     "predict",
     "r2",
     "reliability",
@@ -122,11 +129,14 @@ __all__ = [
     "spearman",
     "standard",
     "subset_accuracy",
+    "summarize",
+    "t_interval",
     "table",
     "table_markdown",
     "table_rich",
     "tags_of_ids",
     "token_accuracy",
     "weighted_f1",
+    "whole",
     "write_predictions",
 ]

@@ -1,180 +1,292 @@
-"""What a fine-tuned model still knows: retrieval, similarity of features, drift of outputs."""
+"""What a fine-tuned model kept of its pretraining, in one call.
 
-from typing import NamedTuple
+Weights: how far each block moved. Features and outputs: how far they drifted on reference data.
+Labelled tasks: what was forgotten. Only the distances need nothing but the weights; whatever else
+was not given is reported as not measured.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sftjax.core import PyTree
-from sftjax.evaluate.calibration import log_softmax
-from sftjax.evaluate.checks import Undefined, same_rows, scores
-from sftjax.evaluate.moved import Moved, moved
-from sftjax.evaluate.tables import table
+from sftjax.evaluate.bootstrap import Interval, paired_bootstrap
+from sftjax.evaluate.checks import Undefined, scores
+from sftjax.evaluate.moved import Moved, moved, whole
+from sftjax.evaluate.retrieval import Retrieval, same_group_retrieval
+from sftjax.evaluate.similarity import kl_divergence, linear_cka
+from sftjax.evaluate.tables import cell, table
 
-TIE = 1e-6
-"""Cosines this close are equal: float32 products of unit vectors err by up to 5e-7 (D = 384)."""
+Pair = tuple[ArrayLike, ArrayLike]
+"""`(before, after)`: of the pretrained and of the fine-tuned model, on the same rows."""
+
+RETRIEVAL = "same-group retrieval P@1"
+"""The name of the task that embeddings and groups make."""
+
+COLUMNS = ("measure", "of", "value", "low", "high", "rows", "note")
+"""Of `Retention.rows`."""
 
 
-class Retrieval(NamedTuple):
-    """How often the nearest other row is of the same group."""
+class Forgetting(NamedTuple):
+    """A labelled task that pretraining could do, before and after fine-tuning."""
 
-    precision: float
-    """P@1, the share of hits."""
-    queries: int
-    """Rows that were asked: those with another row in their group."""
-    excluded: int
-    """Rows alone in their group; never asked, but they can be found."""
-    hits: NDArray[np.bool_]
-    """(queries,), in row order: to resample for an interval."""
-    rows: NDArray[np.intp]
-    """(queries,): the row number of each query."""
+    task: str
+    before: float
+    """Mean score of the pretrained model."""
+    after: float
+    """Mean score of the fine-tuned model, on the same rows: what is retained."""
+    forgotten: Interval
+    """`before - after` with its bootstrap interval; negative where fine-tuning helped."""
+    rows: int
+    """How many rows were asked."""
+    excluded: int = 0
+    """How many could not be asked (retrieval: rows alone in their group)."""
+
+
+class Drift(NamedTuple):
+    """A distance between the two models on reference rows."""
+
+    value: float
+    """NaN where it is undefined: the features of one model are the same for every row."""
+    rows: int
 
 
 class Retention(NamedTuple):
     """What a run kept, and how far it went."""
 
-    before: Retrieval
-    """The pretrained model."""
-    after: Retrieval
-    """The fine-tuned model."""
-    cka: float
-    """Linear CKA of the two models' embeddings: 1 is the same up to rotation and scale."""
+    whole: Moved
+    """All pretrained weights as one block."""
     moved: tuple[Moved, ...]
+    """Block by block."""
+    features: Drift | None = None
+    """Linear CKA of the embeddings: 1 is the same up to rotation and scale."""
+    outputs: Drift | None = None
+    """Mean `KL(p0 || p)` of the outputs, in nats: 0 is the same."""
+    tasks: tuple[Forgetting, ...] = ()
+    """Labelled tasks: retrieval first, then those given, in their order."""
+    reference: str = "reference"
+    """The data that the drift and the retrieval were measured on."""
 
     def __str__(self) -> str:
-        """Return a text of a few lines: retrieval before and after, CKA, the blocks."""
-        columns = ["block", "|w - w0|", "relative", "scalars", "new"]
-        rows = [dict(zip(columns, row, strict=True)) for row in self.moved]
-        return (
-            f"retrieval P@1: {self.before.precision:.3f} before, {self.after.precision:.3f} after "
-            f"({self.after.queries:,} queries, {self.after.excluded:,} rows alone in their group "
-            f"left out)\nlinear CKA of the embeddings: {self.cka:.3f}\n\n{table(rows, columns)}"
+        """Return a text of some lines: tasks, drift, and a table of the blocks."""
+        tasks = [_task_line(task) for task in self.tasks] or ["labelled task: not measured"]
+        columns = {
+            "block": "block",
+            "|w - w0|": "distance",
+            "relative": "relative",
+            "spectral": "spectral",
+            "scalars": "scalars",
+            "new": "new",
+        }
+        rows = [
+            {name: getattr(block, field) for name, field in columns.items()}
+            for block in (*self.moved, self.whole)
+        ]
+        return "\n".join(
+            [
+                f"retention, measured on {self.reference}",
+                *tasks,
+                _drift_line("features, linear CKA with the pretrained", self.features),
+                _drift_line("outputs, mean KL(p0 || p) in nats", self.outputs),
+                "",
+                table(rows, list(columns)),
+            ]
         )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row a measure (`COLUMNS`), for tables and JSON; nothing is left out.
+
+        `value` is None where the note says why: "not measured", "undefined" or "infinite".
+        `rows` is how many scalars (weights) or rows of data the value is over.
+        """
+        distances = [
+            _fact(measure, block.block, getattr(block, measure), block.scalars)
+            for block in (self.whole, *self.moved)
+            for measure in ("distance", "relative", "spectral")
+        ]
+        drifts = [
+            _fact(measure, self.reference, drift and drift.value, drift and drift.rows)
+            for measure, drift in (("linear CKA", self.features), ("KL(p0 || p)", self.outputs))
+        ]
+        if not self.tasks:
+            return [*distances, *drifts, _fact("forgotten", "labelled task", None, None)]
+        return [*distances, *drifts, *(row for task in self.tasks for row in _task_rows(task))]
 
 
 def retention(
-    embeddings_before: ArrayLike,
-    embeddings_after: ArrayLike,
-    groups: ArrayLike,
     anchor: PyTree,
     params: PyTree,
+    *,
+    embeddings: Pair | None = None,
+    logits: Pair | None = None,
+    groups: ArrayLike | None = None,
+    tasks: Mapping[str, Pair] | None = None,
+    reference: str = "reference",
+    block: Callable[[str], str] | None = None,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Retention:
-    """Compare a fine-tuned model with the pretrained one it came from.
+    """Compare a fine-tuned model with the pretrained one it came from. Runs no model.
 
     Args:
-      embeddings_before: (N, D) of the pretrained model, on text like its pretraining's.
-      embeddings_after: (N, D) of the fine-tuned model, same rows.
-      groups: (N,) group ids (the article of each sentence).
       anchor: the pretrained params, without leaves that are new.
-      params: the fine-tuned params.
+      params: the fine-tuned params, all of them.
+      embeddings: (N, D) of both models on text like pretraining's: drift of the features.
+      logits: (N, C) of both models on such text, where pretraining came with outputs: their drift.
+      groups: (N,) group ids of the embeddings' rows (the article of each sentence): retrieval.
+        Its interval draws whole groups of queries; what they are searched among stays the same.
+      tasks: name -> (M,) score of each row by both models (1 right, 0 wrong), for any other task
+        that pretraining could do. Rows are drawn one by one.
+      reference: the name of the data that embeddings and logits are of.
+      block: path -> name of its block; `block_names` when left out.
+      resamples: of the bootstrap.
+      level: of its intervals.
+      seed: of its draws.
+
+    Returns:
+      A `Retention`; print it, or take its `rows()`.
+
+    Raises:
+      ValueError: if the anchor does not fit the params, rows differ in number, a value is not
+        finite (naming the row), or groups come without embeddings.
+      Undefined: (a ValueError) if groups are given and none has two rows.
 
     >>> x = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
-    >>> kept = retention(x, x, [0, 0, 1, 1], {"w": np.ones(2)}, {"w": np.ones(2)})
+    >>> kept = retention(
+    ...     {"w": np.ones(2)}, {"w": np.ones(2)}, embeddings=(x, x), groups=[0, 0, 1, 1],
+    ...     reference="four rows")
     >>> print(kept)
-    retrieval P@1: 1.000 before, 1.000 after (4 queries, 0 rows alone in their group left out)
-    linear CKA of the embeddings: 1.000
+    retention, measured on four rows
+    same-group retrieval P@1: 1.000 before, 1.000 after, forgotten 0.000 [0.000, 0.000] (4 rows)
+    features, linear CKA with the pretrained: 1.000 (4 rows)
+    outputs, mean KL(p0 || p) in nats: not measured
     <BLANKLINE>
-    block  |w - w0|  relative  scalars  new
-    w         0.000     0.000        2    0
+    block  |w - w0|  relative  spectral  scalars  new
+    w         0.000     0.000     0.000        2    0
+    whole     0.000     0.000     0.000        2    0
     """
+    distances = moved(anchor, params, block)
+    features = outputs = None
+    done = []
+    if embeddings is not None:
+        before, after = _pair("embeddings", embeddings, ndim=2)
+        features = Drift(_or_nan(linear_cka, before, after), len(before))
+        if groups is not None:
+            ids = np.asarray(groups)
+            found = same_group_retrieval(before, ids), same_group_retrieval(after, ids)
+            done.append(_retrieval(*found, ids, resamples, level, seed))
+    elif groups is not None:
+        raise ValueError(
+            "groups are given without embeddings; retrieval needs both models' embeddings of the "
+            "same rows: embeddings=(before, after)"
+        )
+    if logits is not None:
+        before, after = _pair("logits", logits, ndim=2)
+        outputs = Drift(kl_divergence(before, after), len(before))
+    for name, given in (tasks or {}).items():
+        before, after = _pair(f"task {name!r}", given, ndim=1)
+        forgotten = _difference(before, after, None, resamples, level, seed)
+        done.append(
+            Forgetting(name, float(before.mean()), float(after.mean()), forgotten, len(before))
+        )
     return Retention(
-        before=same_group_retrieval(embeddings_before, groups),
-        after=same_group_retrieval(embeddings_after, groups),
-        cka=linear_cka(embeddings_before, embeddings_after),
-        moved=moved(anchor, params),
+        whole=whole(distances, anchor),
+        moved=distances,
+        features=features,
+        outputs=outputs,
+        tasks=tuple(done),
+        reference=reference,
     )
 
 
-def same_group_retrieval(
-    embeddings: ArrayLike, groups: ArrayLike, *, chunk: int = 1024
-) -> Retrieval:
-    """Ask of each row whether its nearest other row, by cosine, is of the same group.
-
-    Among equally near rows (within `TIE`) the first counts. Memory is `chunk` x N float32.
-
-    Args:
-      embeddings: (N, D) floats.
-      groups: (N,) group ids of any type.
-      chunk: queries at a time.
-
-    Raises:
-      ValueError: if an embedding is zero or not finite (naming the row), or the rows differ in
-        number.
-      Undefined: (a ValueError) if no group has two rows.
-
-    >>> found = same_group_retrieval([[1, 0], [1, 0.1], [0, 1], [0.9, 0.9]], ["a", "a", "b", "c"])
-    >>> found.precision, found.queries, found.excluded
-    (1.0, 2, 2)
-    """
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it counts queries at a time")
-    vectors = scores("embeddings", embeddings, ndim=2)
-    _, group, size = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
-    if len(vectors) != len(group):
-        raise ValueError(f"{len(vectors)} embeddings for {len(group)} group ids; pass one a row")
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if not lengths.all():
+def _pair(name: str, given: Pair, ndim: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if len(given) != 2:
+        raise ValueError(f"{name}: expected (before, after), got {len(given)} items")
+    before, after = (
+        scores(f"{name}, {when}", values, ndim)
+        for when, values in zip(("before", "after"), given, strict=True)
+    )
+    if len(before) != len(after):
         raise ValueError(
-            f"embeddings: row {int(np.argmin(lengths))} is all zeros, which has no direction; look "
-            "at that row's text and mask"
+            f"{name}: {len(before)} rows before and {len(after)} after; pass the same rows of both "
+            "models, in the same order"
         )
-    unit = (vectors / lengths).astype(np.float32)
-    rows = np.flatnonzero(size[group] > 1)
-    if not len(rows):
-        raise Undefined(
-            f"retrieval has no value: each of the {len(group)} rows is alone in its group; pass "
-            "groups with at least two rows"
-        )
-    nearest = np.empty(len(rows), np.intp)
-    for start in range(0, len(rows), chunk):
-        queries = rows[start : start + chunk]
-        cosine = unit[queries] @ unit.T
-        cosine[np.arange(len(queries)), queries] = -np.inf
-        near = cosine >= cosine.max(axis=1, keepdims=True) - TIE
-        nearest[start : start + chunk] = near.argmax(axis=1)
-    hits = group[nearest] == group[rows]
-    return Retrieval(float(hits.mean()), len(rows), len(group) - len(rows), hits, rows)
+    return before, after
 
 
-def linear_cka(one: ArrayLike, other: ArrayLike) -> float:
-    """Return the linear centred kernel alignment of two feature matrices (Kornblith et al. 2019).
-
-    `|Y' X|² / (|X' X| |Y' Y|)` in Frobenius norms, columns centred: 1 if one is a rotation and
-    scaling of the other, 0 if they are uncorrelated.
-
-    Args:
-      one: (N, D) features.
-      other: (N, E) features of the same rows.
-
-    Raises:
-      Undefined: (a ValueError) if all rows of a matrix are equal.
-
-    >>> x = np.random.default_rng(0).normal(size=(50, 3))
-    >>> round(linear_cka(x, 2 * x[:, ::-1]), 6)
-    1.0
-    """
-    x, y = scores("one", one, ndim=2), scores("other", other, ndim=2)
-    same_rows(x, y)
-    for name, features in (("first", x), ("second", y)):
-        if (features == features[0]).all():
-            raise Undefined(f"CKA has no value: all rows of the {name} matrix are equal")
-    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-    own = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
-    return float(min(np.linalg.norm(y.T @ x) ** 2 / own, 1.0))
+def _or_nan(measure: Callable[..., float], *arrays: NDArray[np.float64]) -> float:
+    """Collapsed features are a finding of a run, not a mistake of its caller."""
+    try:
+        return measure(*arrays)
+    except Undefined:
+        return math.nan
 
 
-def kl_divergence(reference: ArrayLike, logits: ArrayLike) -> float:
-    """Return the mean over rows of `KL(p0 || p) = sum_c p0 (log p0 - log p)`, in nats.
+def _retrieval(
+    before: Retrieval,
+    after: Retrieval,
+    groups: NDArray[Any],
+    resamples: int,
+    level: float,
+    seed: int,
+) -> Forgetting:
+    forgotten = _difference(before.hits, after.hits, groups[before.rows], resamples, level, seed)
+    return Forgetting(
+        RETRIEVAL, before.precision, after.precision, forgotten, before.queries, before.excluded
+    )
 
-    Args:
-      reference: (N, C) logits of the pretrained model.
-      logits: (N, C) logits of the model now.
 
-    >>> round(kl_divergence([[0.0, 0.0]], [[0.0, 1.0]]), 4)
-    0.1201
-    """
-    z0, z = scores("reference", reference, ndim=2), scores("logits", logits, ndim=2)
-    if z0.shape != z.shape:
-        raise ValueError(f"reference logits are {z0.shape}, logits {z.shape}; pass the same rows")
-    log_p0, log_p = log_softmax(z0), log_softmax(z)
-    return float(max(np.mean(np.sum(np.exp(log_p0) * (log_p0 - log_p), axis=1)), 0.0))
+def _difference(
+    before: NDArray[Any],
+    after: NDArray[Any],
+    groups: NDArray[Any] | None,
+    resamples: int,
+    level: float,
+    seed: int,
+) -> Interval:
+    return paired_bootstrap(
+        lambda score, _: float(score.mean()),
+        before,
+        after,
+        np.arange(len(before)),
+        groups=groups,
+        resamples=resamples,
+        level=level,
+        seed=seed,
+    )
+
+
+def _task_line(task: Forgetting) -> str:
+    left_out = f", {task.excluded:,} left out" if task.excluded else ""
+    return (
+        f"{task.task}: {cell(task.before)} before, {cell(task.after)} after, "
+        f"forgotten {cell(task.forgotten)} ({task.rows:,} rows{left_out})"
+    )
+
+
+def _drift_line(what: str, drift: Drift | None) -> str:
+    found = "not measured" if drift is None else f"{cell(drift.value)} ({drift.rows:,} rows)"
+    return f"{what}: {found}"
+
+
+def _task_rows(task: Forgetting) -> list[dict[str, Any]]:
+    lost = task.forgotten
+    return [
+        _fact("before", task.task, task.before, task.rows),
+        _fact("after", task.task, task.after, task.rows),
+        _fact("forgotten", task.task, lost.value, task.rows)
+        | {"low": lost.low, "high": lost.high, "note": f"{lost.level:.0%} interval"},
+    ]
+
+
+def _fact(measure: str, of: str, value: float | None, rows: int | None) -> dict[str, Any]:
+    note = ""
+    if value is None:
+        note = "not measured"
+    elif not math.isfinite(value):
+        value, note = None, "undefined" if math.isnan(value) else "infinite"
+    return dict(zip(COLUMNS, (measure, of, value, None, None, rows, note), strict=True))

@@ -197,8 +197,6 @@ def class_name(config: Mapping[str, Any], kind: str) -> str:
     'XLMRobertaForTokenClassification'
     """
     stored = stored_kind(config)
-    if (stored == kind or (stored == "hidden" and kind in BARE)) and (
-        name := architecture(config)
-    ):
+    if (stored == kind or (stored == "hidden" and kind in BARE)) and (name := architecture(config)):
         return name
     return WEIGHT_MAPS[config["model_type"]].stem + _CLASSES.get(kind, "Model")

@@ -55,5 +55,7 @@ def split(model: Model, blocks: int) -> Split:
     lower = dataclasses.replace(
         model, head=head, module=model.module.clone(head=head, span=Span(0, blocks))
     )
-    upper = dataclasses.replace(model, module=model.module.clone(span=Span(blocks, last, given=True)))
+    upper = dataclasses.replace(
+        model, module=model.module.clone(span=Span(blocks, last, given=True))
+    )
     return Split(lower.apply, upper.apply)

@@ -1,11 +1,20 @@
-"""From `(params, batch)` to `Loss(sum, weight)`: pure losses, and objectives made of them."""
+"""From `(params, batch)` to `Loss(sum, weight)`: pure losses, objectives, terms beside them."""
 
+from sftjax.objectives.distill import (
+    channel_importance,
+    column,
+    distill_features,
+    distill_logits,
+    with_outputs,
+    with_term,
+)
 from sftjax.objectives.losses import (
     binary_cross_entropy,
     cross_entropy,
     squared_error,
     token_cross_entropy,
 )
+from sftjax.objectives.smooth import bregman, r3f, slow_copy, smart
 from sftjax.objectives.text import (
     Apply,
     classification,
@@ -18,12 +27,22 @@ from sftjax.objectives.text import (
 __all__ = [
     "Apply",
     "binary_cross_entropy",
+    "bregman",
+    "channel_importance",
     "classification",
+    "column",
     "cross_entropy",
+    "distill_features",
+    "distill_logits",
     "multi_label",
     "objective_of",
+    "r3f",
     "regression",
+    "slow_copy",
+    "smart",
     "squared_error",
     "token_classification",
     "token_cross_entropy",
+    "with_outputs",
+    "with_term",
 ]

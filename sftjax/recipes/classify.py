@@ -27,9 +27,10 @@ from sftjax.evaluate import (
 from sftjax.hub import Data, LoadReport, Metric, card_of, load, load_tokenizer, save
 from sftjax.models import Head, Model
 from sftjax.objectives import objective_of
-from sftjax.recipes.finetune import Training, Tuned, finetune, pretrained
+from sftjax.recipes.finetune import Training, Tuned, finetune, pretrained, told
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.scoring import Scorer
+from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.text_rows import (
     PROBLEM_TYPES,
     Columns,
@@ -128,7 +129,7 @@ def classify(job: Classify, tell: Callable[[str], None] = print) -> Classified:
     tuned = finetune(
         params,
         report.new,
-        objective_of(kind, problem_type, model.apply, **options),
+        text_parts(model, lambda logits: objective_of(kind, problem_type, logits, **options)),
         train.batches(job.training.rows, seed=job.training.seed, shuffle=True),
         job.training,
         evaluate=scorer.scores,
@@ -254,14 +255,12 @@ def _training_facts(tuned: Tuned, training: Training) -> dict[str, str]:
     rows = [row for row in tuned.description.rows if row.rate > 0]
     frozen = sum(row.parameters for row in tuned.description.rows if row.rate == 0)
     moving = ", ".join(f"{row.rule} ({row.parameters:,} parameters)" for row in rows)
-    how = "coupled" if training.coupled else "decoupled"
     held = sum(row.anchored for row in tuned.description.rows)
     return {
         "trained": moving,
         "frozen": f"{frozen:,} parameters" if frozen else "",
-        "anchored": f"{held} leaves by {how} L2-SP, dose {training.dose:g} "
-        f"(strength {tuned.strength:.4g})" if training.dose else "",
-    }  # fmt: skip
+        "anchored": told(training, tuned.strength, held),
+    }
 
 
 def _report(job: Classify, tuned: Tuned, found: dict[str, Interval | float], distances: Any) -> str:

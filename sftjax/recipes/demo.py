@@ -41,6 +41,7 @@ from sftjax.objectives import classification
 from sftjax.recipes.finetune import Training, Tuned, finetune, pretrained
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.scoring import Scorer
+from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows, labels_of
 from sftjax.train import compile_step, fit, init, make_step, spread
 
@@ -135,7 +136,7 @@ def demo(job: Demo, tell: Callable[[str], None] = print) -> dict[str, Row]:
         tuned[name] = finetune(
             params,
             report.new,
-            classification(model.apply),
+            text_parts(model, classification),
             train.batches(training.rows, seed=job.seed, shuffle=True),
             training,
             title=name,

@@ -4,26 +4,38 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Collection
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from sftjax.anchor import adamw, anchor_of, strength_of
+from sftjax.anchor import anchor_of
 from sftjax.core import (
     Batch,
     Fixed,
-    Objective,
     PyTree,
     TrainState,
     combine,
+    count,
+    flatten,
     map_with_path,
     partition,
 )
+from sftjax.recipes.methods import (
+    METHODS,
+    Method,
+    Parts,
+    Setting,
+    build_method,
+    masked,
+    parse,
+)
 from sftjax.recipes.progress import progress
-from sftjax.select import Description, Selection, describe, select
+from sftjax.select import Description, Selection, describe, layerwise, scaled, select
 from sftjax.train import (
     Fit,
+    Record,
     compile_step,
     fit,
     init,
@@ -45,9 +57,20 @@ class Training:
     train: tuple[str, ...] = ("last:2",)
     """What moves: `all`, `last:K` blocks, `head`, `new`, or path patterns; `PATTERN=RATE`
     multiplies the learning rate. The first match decides."""
+    anchor: str = "l2-sp"
+    """How what moves is held to what pretraining taught: l2-sp, ewc, recadam, difference, mixout,
+    features, logits, ema, wise-ft take the dose; none, spd, r3f, smart, sam, child-f, child-d, lisa
+    have none."""
     dose: float = 1.0
-    """How strongly what moves is held to its pretrained values (L2-SP): 0 not at all, 1 roughly
-    halves the distance travelled, 4 quarters it. A new head is never held."""
+    """How strongly: 0 not at all, 1 leaves about 0.6 of the distance that would be travelled
+    without an anchor, 4 a quarter. A new head is never held."""
+    layer_decay: float = 1.0
+    """Multiply the learning rate by this for each block further from the top (BEiT numbering)."""
+    phases: tuple[str, ...] = ()
+    """Train in phases: `lp` (what is new), `ft` (what --train names), `gradual:K` (last:1, ...,
+    last:K), or any rule; `NAME@SHARE` gives it a share of the updates."""
+    probe_learning_rate: float = 1e-3
+    """Peak of the schedule in phases that move nothing pretrained."""
     coupled: bool = False
     """Let the pull pass through Adam as part of the gradient, instead of beside it."""
     learning_rate: float = 1e-4
@@ -137,14 +160,14 @@ class Tuned(NamedTuple):
     selection: Selection
     description: Description
     strength: float
-    """The anchor's strength (lambda) that the dose came to; 0 without an anchor."""
+    """What the dose came to (see `methods.Method.strength`); 0 without one."""
     num_steps: int
 
 
 def finetune(
     params: PyTree,
     new: Collection[str],
-    objective: Objective,
+    parts: Parts,
     stream: Stream,
     training: Training,
     *,
@@ -158,7 +181,7 @@ def finetune(
     Args:
       params: the pretrained tree, with its new leaves.
       new: paths of the new leaves.
-      objective: `(params, model_state, batch, key) -> (Loss, Aux)`.
+      parts: the task's objective and what methods need of the model.
       stream: the training batches.
       training: how.
       evaluate: `params -> {"eval_loss": ...}`; `None` keeps the last weights.
@@ -169,37 +192,50 @@ def finetune(
     Returns:
       A `Tuned`.
     """
-    chosen = select(params, training.rules(), new=new)
+    if training.phases:
+        from sftjax.recipes.in_phases import finetune_in_phases
+
+        return finetune_in_phases(
+            params, new, parts, stream, training,
+            evaluate=evaluate, checkpoint_folder=checkpoint_folder, title=title, tell=tell,
+        )  # fmt: skip
     num_steps = training.num_steps(stream.steps_per_epoch)
-    schedule = linear_schedule(
-        training.learning_rate, num_steps, warmup_ratio=training.warmup_ratio
-    )
-    anchor = anchor_of(params, chosen.trainable, new=new) if training.dose else None
-    strength = strength_of(training.dose, schedule, num_steps) if training.dose else 0.0
-    tx = adamw(
-        schedule,
-        strength=strength,
-        coupled=training.coupled,
-        weight_decay=training.weight_decay,
-        rates=chosen.rate,
-        max_grad_norm=training.max_grad_norm or None,
-    )
-    report = describe(params, chosen, tx=tx, anchor=anchor)
+    plan = plan_of(params, new, parts, training, training.rules(), num_steps)
+    method, chosen, anchor = plan.method, plan.selection, plan.anchor
+    importance = None
+    if method.importance is not None:
+        assert anchor is not None
+        tell(f"Fisher information of {count(anchor):,} scalars, over one epoch of rows")
+        batches = (stream.at(step) for step in range(stream.steps_per_epoch))
+        importance = method.importance(params, anchor, batches)
+        if method.element_mask:
+            method, importance = masked(method, importance), None
+    report = describe(params, chosen, tx=method.tx, anchor=anchor)
     tell(str(report))
     state, fixed = init(
-        params,
+        method.start(params, anchor),
         chosen.trainable,
-        tx,
+        method.tx,
         jax.random.key(training.seed),
         anchor=anchor,
+        importance=importance,
         frozen_dtype=jnp.bfloat16 if training.bf16 else None,
     )
     state, fixed = replicate((state, fixed))
-    step = compile_step(make_step(objective, tx, accumulate=training.gradient_accumulation_steps))
+    step = compile_step(
+        method.wrap(
+            make_step(
+                method.objective,
+                method.tx,
+                accumulate=training.gradient_accumulation_steps,
+                view=method.view,
+            )
+        )
+    )
 
     def score(state: TrainState, fixed: Fixed) -> dict[str, float]:
         assert evaluate is not None
-        return evaluate(combine(state.trainable, fixed.frozen))
+        return evaluate(combine(method.seen(method.weights(state), fixed.anchor), fixed.frozen))
 
     every = training.eval_steps or stream.steps_per_epoch
     with contextlib.ExitStack() as stack:
@@ -214,24 +250,110 @@ def finetune(
             spread(stream.at),
             num_steps,
             evaluate=None if evaluate is None else score,
-            eval_steps=every,
-            metric=training.metric_for_best_model,
-            greater_is_better=not training.metric_for_best_model.endswith(LESS_IS_BETTER),
-            patience=training.early_stopping_patience,
             checkpoints=checkpoints,
-            save_steps=training.save_steps or every,
-            log_steps=training.logging_steps,
             log=log,
+            weights=method.weights,
+            **loop_options(training, every),
         )
     # Frozen leaves as they came: those in `fixed` may have been cast.
-    best = combine(run.best, partition(params, chosen.trainable)[1])
-    history = [
-        {**entry, "learning_rate": float(jnp.asarray(schedule(int(entry["step"]) - 1)))}
+    best = combine(method.seen(run.best, anchor), partition(params, chosen.trainable)[1])
+    best = method.finish(pretrained(params, new), best)
+    history = with_rates(run.history, plan.schedule)
+    return Tuned(best, run._replace(history=history), chosen, report, method.strength, num_steps)
+
+
+class Plan(NamedTuple):
+    """What a run is to do, before anything is compiled."""
+
+    selection: Selection
+    anchor: PyTree | None
+    schedule: optax.Schedule
+    method: Method
+
+
+def plan_of(
+    params: PyTree,
+    new: Collection[str],
+    parts: Parts,
+    training: Training,
+    rules: list[tuple[str, float]],
+    num_steps: int,
+    *,
+    dose: float | None = None,
+) -> Plan:
+    """Choose what moves and build the method that holds it.
+
+    Raises:
+      ValueError: if a rule, the anchor's name or the dose does not fit the tree.
+    """
+    name, own = parse(training.anchor)
+    chosen = select(params, rules, new=new)
+    if training.layer_decay != 1.0:
+        chosen = scaled(chosen, layerwise(params, training.layer_decay))
+    trainable = partition(params, chosen.trainable)[0]
+    peak = training.learning_rate
+    if training.phases and all(path in new for path in flatten(trainable)):
+        name, peak = "none", training.probe_learning_rate
+    dose = next(given for given in (dose, own, training.dose) if given is not None)
+    holds = METHODS[name].holds and (dose > 0 or not METHODS[name].dosed)
+    anchor = anchor_of(params, chosen.trainable, new=new) if holds else None
+    schedule = linear_schedule(peak, num_steps, warmup_ratio=training.warmup_ratio)
+    setting = Setting(
+        dose=dose,
+        learning_rate=schedule,
+        num_steps=num_steps,
+        trainable=trainable,
+        new=tuple(new),
+        parts=parts,
+        options={
+            "weight_decay": training.weight_decay,
+            "rates": chosen.rate,
+            "max_grad_norm": training.max_grad_norm or None,
+        },
+        key=jax.random.key(training.seed),
+        coupled=training.coupled,
+    )
+    return Plan(chosen, anchor, schedule, build_method(name, setting))
+
+
+def loop_options(training: Training, every: int) -> dict[str, Any]:
+    """Return the arguments of `fit` that a `Training` decides."""
+    return {
+        "eval_steps": every,
+        "metric": training.metric_for_best_model,
+        "greater_is_better": not training.metric_for_best_model.endswith(LESS_IS_BETTER),
+        "patience": training.early_stopping_patience,
+        "save_steps": training.save_steps or every,
+        "log_steps": training.logging_steps,
+    }
+
+
+def with_rates(history: list[Record], schedule: optax.Schedule, begin: int = 0) -> list[Record]:
+    """Return the history with the learning rate of each training record."""
+    return [
+        {**entry, "learning_rate": float(jnp.asarray(schedule(int(entry["step"]) - 1 - begin)))}
         if "loss" in entry
         else entry
-        for entry in run.history
+        for entry in history
     ]
-    return Tuned(best, run._replace(history=history), chosen, report, strength, num_steps)
+
+
+def told(training: Training, strength: float, leaves: int) -> str:
+    """Return in words how a run was held to its pretrained weights, "" if it was not.
+
+    >>> told(Training(), 0.5, 40)
+    'l2-sp, decoupled, dose 1 (0.5), 40 leaves'
+    """
+    name, own = parse(training.anchor)
+    dose = training.dose if own is None else own
+    if name == "none" or (METHODS[name].dosed and not dose):
+        return ""
+    words = [name]
+    if name in ("l2-sp", "ewc"):
+        words.append("coupled" if training.coupled else "decoupled")
+    if METHODS[name].dosed:
+        words.append(f"dose {dose:g}" + (f" ({strength:.4g})" if strength else ""))
+    return ", ".join([*words, *([f"{leaves} leaves"] if leaves else [])])
 
 
 def pretrained(params: PyTree, new: Collection[str]) -> PyTree:

@@ -83,6 +83,36 @@ def above(params: PyTree) -> list[str]:
     return [path for path in paths if not path.startswith(blocks) and not _below(path)]
 
 
+def frozen_below(trainable: PyTree) -> int:
+    """Return how many of the lowest blocks stand still together with all that lies under them.
+
+    Their outputs are the same at every step, so that they can be computed once (`train.prefix`).
+
+    Args:
+      trainable: bool tree (`Selection.trainable`).
+
+    Returns:
+      The number of blocks; 0 if something under them moves or there is not exactly one stack.
+
+    >>> frozen_below({"layer": {"0": {"w": False}, "1": {"w": True}}, "head": True})
+    1
+    """
+    moves = flatten(trainable)
+    found, top = stacks(trainable), set(above(trainable))
+    if len(found) != 1:
+        return 0
+    (stack,) = found
+    inside = tuple(f"{block}/" for block in stack.blocks)
+    if any(moves[path] for path in moves if path not in top and not path.startswith(inside)):
+        return 0
+    still = 0
+    for block in stack.blocks:
+        if any(moves[path] for path in moves if path.startswith(f"{block}/")):
+            break
+        still += 1
+    return still
+
+
 def _below(path: str) -> bool:
     return any(mark in segment.lower() for segment in path.split("/") for mark in BELOW)
 

@@ -1,5 +1,7 @@
 """Print what a selection means before it runs: leaves, sizes, optimizer memory, rates, anchors."""
 
+from collections.abc import Collection
+from itertools import accumulate, takewhile
 from typing import NamedTuple
 
 import jax
@@ -20,6 +22,8 @@ class Row(NamedTuple):
     rate: float
     anchored: int
     """How many of the leaves are held near their pretrained values."""
+    where: str = ""
+    """The subtrees it covers, where its rule moves other leaves at another rate."""
 
 
 class Description(NamedTuple):
@@ -57,6 +61,9 @@ def describe(
 ) -> Description:
     """Report, rule by rule, what moves and what it costs.
 
+    A rule that moves its leaves at several rates (`scaled`) has a line for each, with the subtrees
+    it covers.
+
     Args:
       params: a tree of arrays or shapes.
       selection: from `select`.
@@ -86,9 +93,11 @@ def describe(
     for path in leaves:
         groups.setdefault((rules[path], rates[path]), []).append(path)
     order = sorted(groups, key=lambda group: group[1] == 0)
+    rules_of = [rule for rule, rate in order if rate > 0]
+    spread = {rule for rule in rules_of if rules_of.count(rule) > 1}
     rows = tuple(
         _row(rule or "(frozen)", rate, {path: leaves[path] for path in groups[rule, rate]}, state,
-             anchored)
+             anchored, cover(groups[rule, rate], leaves) if rule in spread and rate else "")
         for rule, rate in order
     )  # fmt: skip
     total = _row("total", float("nan"), leaves, state, anchored)
@@ -103,30 +112,77 @@ def _row(
     leaves: dict[str, jax.Array],
     state: dict[str, int] | None,
     anchored: set[str],
+    where: str = "",
 ) -> Row:
     spent = None if state is None else sum(state.get(path, 0) for path in leaves)
     held = len(anchored & set(leaves))
-    return Row(rule, len(leaves), count(leaves), nbytes(leaves), spent, rate, held)
+    return Row(rule, len(leaves), count(leaves), nbytes(leaves), spent, rate, held, where)
 
 
 def _state_bytes(tx: optax.GradientTransformation, trainable: PyTree) -> dict[str, int]:
     """Bytes of optimizer state by the path of the leaf they belong to; counters under `""`."""
     shapes = jax.eval_shape(tx.init, trainable)
-    paths = sorted(flatten(trainable), key=len, reverse=True)
+    paths = flatten(trainable)
     spent: dict[str, int] = {}
     for where, leaf in flatten(shapes).items():
-        # A moment of `head/kernel` lies at `.../mu/head/kernel`: the longest such suffix owns it.
-        owner = next((path for path in paths if f"/{where}".endswith(f"/{path}")), "")
+        owner = owner_of(where, paths)
         spent[owner] = spent.get(owner, 0) + nbytes(leaf)
     spent.pop("", None)
     return spent
+
+
+def owner_of(where: str, paths: Collection[str]) -> str:
+    """Return the leaf that an array of an optimizer's state belongs to, or "" if there is none.
+
+    A moment of `head/kernel` lies at `.../mu/head/kernel`: the longest such suffix owns it.
+
+    >>> owner_of("0/mu/head/kernel", {"kernel", "head/kernel"}), owner_of("0/count", {"kernel"})
+    ('head/kernel', '')
+    """
+    segments = where.split("/")
+    suffixes = ("/".join(segments[start:]) for start in range(len(segments)))
+    return next((suffix for suffix in suffixes if suffix in paths), "")
+
+
+def cover(chosen: Collection[str], paths: Collection[str]) -> str:
+    """Name some leaves by the largest subtrees that hold no others.
+
+    >>> tree = ["layer/0/w", "layer/0/b", "layer/1/w", "layer/1/b", "head/w"]
+    >>> cover(["layer/0/w", "layer/0/b"], tree), cover(["layer/1/b", "head/w"], tree)
+    ('layer/0', 'layer/1/b, head')
+    """
+    wanted = set(chosen)
+    mixed = {
+        prefix
+        for path in paths
+        if path not in wanted
+        for prefix in accumulate(path.split("/"), _join)
+    }
+    found: dict[str, None] = {}
+    for path in chosen:
+        prefixes = list(accumulate(path.split("/"), _join))
+        found[next(prefix for prefix in prefixes if prefix not in mixed)] = None
+    if len(found) <= 3:
+        return ", ".join(found)
+    *_, shared = (
+        "",
+        *takewhile(
+            lambda prefix: all(path.startswith(f"{prefix}/") for path in chosen),
+            accumulate(next(iter(chosen)).split("/"), _join),
+        ),
+    )
+    return f"{shared}/.." if shared else f"{next(iter(found))} and {len(found) - 1} more"
+
+
+def _join(left: str, right: str) -> str:
+    return f"{left}/{right}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     total = row.rule == "total"
     frozen = row.rate == 0
     return (
-        row.rule,
+        f"{row.rule}: {row.where}" if row.where else row.rule,
         f"{row.leaves:,}",
         f"{row.parameters:,}",
         _size(row.bytes),

@@ -1,26 +1,64 @@
-"""The step, its compilation, the loop and the checkpoint; of any model and any objective."""
+"""The step, its compilation, the loop, phases, sweeps and the checkpoint; of any model."""
 
 from sftjax.train.allocator import keep_freed_memory
 from sftjax.train.checkpoint import Checkpoints, Saved, claim, open_checkpoints
 from sftjax.train.devices import replicate, spread
+from sftjax.train.grid import grid, name_of, parse_grid, stack_settings
 from sftjax.train.loop import Fit, Record, fit
+from sftjax.train.phases import Phase, Phased, PhaseEnd, gradual, lp_ft, run_phases
+from sftjax.train.prefix import Kept, keep_prefix, with_prefix
+from sftjax.train.reference import reference_columns, with_columns, with_reference
 from sftjax.train.schedule import linear_schedule
 from sftjax.train.step import Step, compile_step, init, make_step
+from sftjax.train.sweep import (
+    compile_sweep_step,
+    make_sweep_step,
+    spread_runs,
+    stack_states,
+    sweep_memory,
+    take_run,
+)
+from sftjax.train.sweep_loop import SweepFit, fit_sweep, tidy
 
 __all__ = [
     "Checkpoints",
     "Fit",
+    "Kept",
+    "Phase",
+    "PhaseEnd",
+    "Phased",
     "Record",
     "Saved",
     "Step",
+    "SweepFit",
     "claim",
     "compile_step",
+    "compile_sweep_step",
     "fit",
+    "fit_sweep",
+    "gradual",
+    "grid",
     "init",
     "keep_freed_memory",
+    "keep_prefix",
     "linear_schedule",
+    "lp_ft",
     "make_step",
+    "make_sweep_step",
+    "name_of",
     "open_checkpoints",
+    "parse_grid",
+    "reference_columns",
     "replicate",
+    "run_phases",
     "spread",
+    "spread_runs",
+    "stack_settings",
+    "stack_states",
+    "sweep_memory",
+    "take_run",
+    "tidy",
+    "with_columns",
+    "with_prefix",
+    "with_reference",
 ]

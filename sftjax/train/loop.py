@@ -24,7 +24,8 @@ class Fit(NamedTuple):
     state: TrainState
     """The last state."""
     best: PyTree
-    """The trainable leaves of the best evaluation; the last ones when nothing was evaluated."""
+    """What `weights` gives of the state of the best evaluation, or of the last one when nothing was
+    evaluated: the trainable leaves."""
     best_step: int
     history: list[Record]
     seconds: float
@@ -47,6 +48,7 @@ def fit(
     save_steps: int = 0,
     log_steps: int = 10,
     log: Callable[[Record], None] | None = None,
+    weights: Callable[[TrainState], PyTree] = lambda state: state.trainable,
 ) -> Fit:
     """Train to `num_steps` updates, from wherever the state (or its checkpoint) stands.
 
@@ -69,6 +71,8 @@ def fit(
       save_steps: 0 saves only after the last update.
       log_steps: updates in a training record.
       log: called with each new record.
+      weights: what to keep of the best state, of the trainable leaves' structure (an average of
+        them, say).
 
     Returns:
       A `Fit`.
@@ -115,7 +119,7 @@ def fit(
                         f"by {metric!r}"
                     )
                 if _improves(history, values[metric], metric, greater_is_better):
-                    best = jax.tree.map(jnp.copy, state.trainable)
+                    best = jax.tree.map(jnp.copy, weights(state))
                 record({"step": number, **values})
                 stopped = _stalled(history, metric, greater_is_better, patience)
             if checkpoints is not None and (due_save or stopped):
@@ -127,7 +131,7 @@ def fit(
     chosen = (
         (max if greater_is_better else min)(scores, key=scores.__getitem__) if scores else number
     )
-    return Fit(state, state.trainable if best is None else best, chosen, history, seconds)
+    return Fit(state, weights(state) if best is None else best, chosen, history, seconds)
 
 
 class _Window:

@@ -64,7 +64,8 @@ def init(
       anchor: as `anchor.anchor_of` gives it.
       importance: of the anchor's structure.
       model_state: statistics that may move (batch_stats).
-      held_state: statistics that are held still.
+      held_state: statistics that are held still, of the same structure with the holes swapped;
+        `None` holds none.
       frozen_dtype: cast the frozen float leaves, for example to bfloat16; `None` keeps them.
 
     Returns:
@@ -103,7 +104,9 @@ def init(
         model_state={} if model_state is None else jax.tree.map(jnp.copy, model_state),
         key=jnp.copy(key),
     )
-    fixed = Fixed(frozen, {} if held_state is None else held_state, anchor, importance)
+    if held_state is None:  # all of the statistics move
+        held_state = jax.tree.map(lambda _: None, state.model_state)
+    fixed = Fixed(frozen, held_state, anchor, importance)
     return state, fixed
 
 

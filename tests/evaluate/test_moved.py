@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftjax.core import count, flatten, map_with_path, partition
-from sftjax.evaluate import block_names, moved
+from sftjax.evaluate.moved import block_names, largest_singular_value, moved, whole
 
 SHAPES = {
     "bert": {
@@ -47,7 +47,7 @@ def test_what_has_no_pretrained_value_counts_as_new():
     before, after = tree(rng), tree(rng)
     anchor, _ = partition(before, map_with_path(lambda path, _: path.startswith("bert"), before))
     head = moved(anchor, after)[-1]
-    assert head == ("classifier", 0.0, 0.0, 0, 6)
+    assert head == ("classifier", 0.0, 0.0, 0, 6, 0.0)
     del before["classifier"]
     assert moved(before, after)[-1] == head
 
@@ -103,3 +103,64 @@ def test_bad_input_is_named():
         moved({"a": {"w": np.ones(2)}}, {"b": {"w": np.ones(2)}})
     with pytest.raises(ValueError, match=r"'w' has shape \(2,\) in the anchor and \(3,\)"):
         moved({"w": np.ones(2)}, {"w": np.ones(3)})
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 70), st.integers(1, 70), st.booleans())
+def test_the_spectral_distance_is_the_largest_singular_value(seed, rows, columns, low_rank):
+    rng = np.random.default_rng(seed)
+    matrix = rng.normal(size=(rows, columns)) * 10.0 ** rng.integers(-20, 20)
+    if low_rank:
+        matrix = np.outer(matrix[:, 0], matrix[0])
+    assert largest_singular_value(matrix) == pytest.approx(np.linalg.norm(matrix, 2), rel=1e-6)
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-9, 1e-5, 1e-3, 0.5])
+def test_singular_values_that_lie_close_do_not_mislead(gap):
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=(120, 120)))[0] for _ in range(2))
+    values = np.concatenate([[1.0, 1 - gap], np.linspace(0, 1 - gap, 118)])
+    assert largest_singular_value(left * values @ right) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_a_repeated_singular_value_and_other_ranks_are_measured():
+    assert largest_singular_value(np.eye(50)) == pytest.approx(1)
+    assert largest_singular_value(np.zeros((9, 9))) == 0.0
+    assert largest_singular_value(np.zeros((3, 0))) == 0.0
+    assert largest_singular_value(np.array([3.0, 4.0])) == pytest.approx(5)
+    assert largest_singular_value(np.array(-2.0)) == pytest.approx(2)
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 5))
+    flat = np.linalg.norm(kernel.reshape(36, 5), 2)
+    assert largest_singular_value(kernel) == pytest.approx(flat)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_spectral_is_at_most_the_distance_and_turns_with_the_weights(seed):
+    rng = np.random.default_rng(seed)
+    before, after = ({"w": rng.normal(size=(6, 4)), "b": rng.normal(size=4)} for _ in range(2))
+    (row,) = moved(before, after, block=lambda _: "one")
+    leaves = [np.linalg.norm(after["w"] - before["w"], 2), np.linalg.norm(after["b"] - before["b"])]
+    assert row.spectral == pytest.approx(max(leaves))
+    assert row.spectral <= row.distance * (1 + 1e-12)
+    turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    turned = [{**tree, "w": turn @ tree["w"]} for tree in (before, after)]
+    assert moved(*turned, block=lambda _: "one")[0].spectral == pytest.approx(row.spectral)
+
+
+def test_weights_that_are_not_finite_are_not_hidden():
+    params = {"a": np.array([np.nan, 1.0]), "b": np.ones(2)}
+    (row,) = moved({"a": np.ones(2), "b": np.zeros(2)}, params, block=lambda _: "one")
+    assert np.isnan(row.spectral)
+    assert np.isnan(row.distance)
+    assert np.isnan(whole([row], {"a": np.ones(2)}).spectral)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_whole_is_one_block_of_everything(seed):
+    rng = np.random.default_rng(seed)
+    before, after = tree(rng), tree(rng)
+    del before["classifier"]
+    (expected,) = moved(before, after, block=lambda _: "whole")
+    found = whole(moved(before, after), before)
+    assert found[:1] + found[3:5] == expected[:1] + expected[3:5]
+    assert found[1:3] + found[5:] == pytest.approx(expected[1:3] + expected[5:])

@@ -118,14 +118,16 @@ def test_a_report_says_what_was_kept():
         "layer": {"0": {"w": np.ones(4)}, "1": {"w": np.full(4, 1.1)}},
         "head": weights["head"],
     }
-    kept = retention(before, before + 1, groups, {"layer": weights["layer"]}, after)
-    assert kept.before.precision == same_group_retrieval(before, groups).precision
-    assert kept.cka == pytest.approx(1)
+    anchor = {"layer": weights["layer"]}
+    kept = retention(anchor, after, embeddings=(before, before + 1), groups=groups)
+    assert kept.tasks[0].before == same_group_retrieval(before, groups).precision
+    assert kept.features == (pytest.approx(1), 30)
     lines = str(kept).splitlines()
-    assert lines[-3:] == [
-        "layer 0     0.000     0.000        4    0",
-        "layer 1     0.200     0.100        4    0",
-        "head        0.000     0.000        0    2",
+    assert lines[-4:] == [
+        "layer 0     0.000     0.000     0.000        4    0",
+        "layer 1     0.200     0.100     0.200        4    0",
+        "head        0.000     0.000     0.000        0    2",
+        "whole       0.200     0.071     0.200        8    2",
     ]
 
 
@@ -145,3 +147,5 @@ def test_bad_input_is_named():
         linear_cka(x, np.eye(3))
     with pytest.raises(ValueError, match=r"logits are \(3, 2\), logits \(3, 3\)"):
         kl_divergence(x, np.eye(3))
+    with pytest.raises(ValueError, match="the logits have one column"):
+        kl_divergence(x[:, :1], x[:, :1])

@@ -1,0 +1,313 @@
+"""Ways of holding on to the pretrained weights, by name: what each one adds to a run.
+
+A method is written `NAME` or `NAME:DOSE`, as in `l2-sp:1`. The dose means the same for each: the
+share of the unanchored travel that remains is `anchor.remaining(dose)`, 0.63 at 1 and 0.25 at 4.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax import Array
+
+from sftjax.anchor import (
+    adamw,
+    add_base,
+    averaged,
+    distillation_weight_of,
+    ema_decay_of,
+    ema_of_weights,
+    fisher,
+    importance_cap,
+    materialize,
+    mixout,
+    mixout_rate_of,
+    normalized,
+    recadam,
+    remaining,
+    scale_by_rates,
+    selective_projection_decay,
+    sharpness_aware,
+    strength_of,
+    to_difference,
+    wise_ft,
+)
+from sftjax.core import Batch, Objective, PyTree, TrainState, View, holes, map_with_path
+from sftjax.objectives import Apply, distill_features, distill_logits, r3f, smart
+from sftjax.select import bernoulli_gradients, block_ids, fisher_mask, lisa, only_elements
+from sftjax.train import Step, with_reference
+
+
+class Parts(NamedTuple):
+    """What methods may need of a model."""
+
+    objective: Callable[[Apply], Objective]
+    """The task's objective of any function that gives logits."""
+    logits: Apply
+    features: Apply
+    """(B, D): what a row is to the model, whatever the head."""
+    embed: Callable[[PyTree, Batch], Array]
+    """`(params, batch) -> h`, the input that smoothing disturbs."""
+    rest: Callable[[PyTree, Array, Batch, Array | None], Array]
+    """`(params, h, batch, key) -> logits`."""
+
+
+class Setting(NamedTuple):
+    """The run that a method is built for."""
+
+    dose: float
+    learning_rate: optax.Schedule
+    num_steps: int
+    trainable: PyTree
+    """Shapes of the leaves that move, holes elsewhere."""
+    new: tuple[str, ...]
+    """Paths of the leaves without a pretrained value."""
+    parts: Parts
+    options: Mapping[str, Any]
+    """Further arguments of the optimizer: `weight_decay`, `rates`, `max_grad_norm`."""
+    key: Array
+    coupled: bool = False
+
+
+class Method(NamedTuple):
+    """What a run is made of."""
+
+    tx: optax.GradientTransformation
+    objective: Objective
+    strength: float = 0.0
+    """What the dose came to: lambda, a rate, a weight; 0 where there is none."""
+    view: View | None = None
+    wrap: Callable[[Step], Step] = lambda step: step
+    """Around the step, before it is compiled."""
+    importance: Callable[[PyTree, PyTree, Iterable[Batch]], PyTree] | None = None
+    """`(params, anchor, batches) -> F`, if the pull is weighed."""
+    element_mask: bool = False
+    """Whether the importance chooses the scalars that move, and does not weigh a pull."""
+    start: Callable[[PyTree, PyTree], PyTree] = lambda params, anchor: params
+    """`(params, anchor) ->` what is trained in their place."""
+    weights: Callable[[TrainState], PyTree] = lambda state: state.trainable
+    """The leaves to keep of a state."""
+    seen: Callable[[PyTree, PyTree | None], PyTree] = lambda kept, anchor: kept
+    """`(kept leaves, anchor) ->` the weights they stand for."""
+    finish: Callable[[PyTree, PyTree], PyTree] = lambda pretrained, params: params
+    """`(pretrained, tuned) ->` the model, once training is over."""
+
+
+class Known(NamedTuple):
+    """A named method."""
+
+    build: Callable[[Setting], Method]
+    about: str
+    dosed: bool = True
+    """Whether it takes a dose."""
+    holds: bool = True
+    """Whether the step needs the pretrained values."""
+
+
+def parse(text: str) -> tuple[str, float | None]:
+    """Read `NAME` or `NAME:DOSE`.
+
+    Raises:
+      ValueError: if the name is unknown, the dose is no number, or the method takes none.
+
+    >>> parse("l2-sp:0.5"), parse("none")
+    (('l2-sp', 0.5), ('none', None))
+    """
+    name, colon, number = text.partition(":")
+    if name not in METHODS:
+        raise ValueError(f"anchor {name!r} is unknown; there are: {', '.join(METHODS)}")
+    if not colon:
+        return name, None
+    try:
+        dose = float(number)
+    except ValueError:
+        raise ValueError(f"{text!r}: write NAME:DOSE with a number, as in 'l2-sp:1'") from None
+    if not METHODS[name].dosed:
+        raise ValueError(f"{name!r} takes no dose; write {name!r} alone")
+    return name, dose
+
+
+def build_method(name: str, setting: Setting) -> Method:
+    """Return the named method for a run; a dose of 0 is `none` for every method that takes one.
+
+    Raises:
+      ValueError: if the name is unknown, or the method cannot work here (what to do is said).
+    """
+    if name not in METHODS:
+        raise ValueError(f"anchor {name!r} is unknown; there are: {', '.join(METHODS)}")
+    known = METHODS[name]
+    return _none(setting) if known.dosed and setting.dose == 0 else known.build(setting)
+
+
+def _none(s: Setting) -> Method:
+    return Method(adamw(s.learning_rate, **s.options), s.parts.objective(s.parts.logits))
+
+
+def _l2_sp(s: Setting) -> Method:
+    strength = strength_of(s.dose, s.learning_rate, s.num_steps)
+    tx = adamw(s.learning_rate, strength=strength, coupled=s.coupled, **s.options)
+    return _none(s)._replace(tx=tx, strength=strength)
+
+
+def _ewc(s: Setting) -> Method:
+    method = _l2_sp(s)
+    # A Fisher is heavy-tailed: what a decoupled pull cannot carry in one update is cut off.
+    cap = importance_cap(method.strength, s.learning_rate, s.num_steps)
+
+    def importance(params: PyTree, anchor: PyTree, batches: Iterable[Batch]) -> PyTree:
+        return normalized(_fisher(s, params, anchor, batches), cap=None if s.coupled else cap)
+
+    return method._replace(importance=importance)
+
+
+def _recadam(s: Setting) -> Method:
+    tx = recadam(s.learning_rate, num_steps=s.num_steps, dose=s.dose, **s.options)
+    return _none(s)._replace(tx=tx)
+
+
+def _difference(s: Setting) -> Method:
+    """L2-SP again, by another parameterisation: what decays is the difference itself."""
+    strength = strength_of(s.dose, s.learning_rate, s.num_steps)
+    clip = s.options["max_grad_norm"]
+    differences = map_with_path(lambda path, _: path not in s.new, s.trainable)
+    matrices = map_with_path(lambda path, leaf: path in s.new and leaf.ndim > 1, s.trainable)
+    tx = optax.chain(
+        *([] if clip is None else [optax.clip_by_global_norm(clip)]),
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(strength, mask=differences),
+        optax.add_decayed_weights(s.options["weight_decay"], mask=matrices),
+        scale_by_rates(s.options["rates"]),
+        optax.scale_by_learning_rate(s.learning_rate),
+    )
+    return _none(s)._replace(
+        tx=tx, strength=strength, view=add_base, start=to_difference,
+        seen=materialize,
+    )  # fmt: skip
+
+
+def _mixout(s: Setting) -> Method:
+    rate = mixout_rate_of(s.dose)
+    return _none(s)._replace(view=mixout(rate), strength=rate)
+
+
+def _features(s: Setting) -> Method:
+    weight = distillation_weight_of(s.dose)
+    objective = distill_features(s.parts.objective(s.parts.logits), s.parts.features, weight)
+    return _none(s)._replace(
+        objective=objective,
+        strength=weight,
+        wrap=lambda step: with_reference(
+            step, lambda params, batch: s.parts.features(params, batch, None), "reference_features"
+        ),
+    )
+
+
+def _logits(s: Setting) -> Method:
+    if s.new:
+        raise ValueError(
+            "anchor 'logits' holds on to what the pretrained head says, and this head is new "
+            f"({', '.join(s.new[:2])}); start from a checkpoint with a trained head, or use "
+            "'features'"
+        )
+    weight = distillation_weight_of(s.dose)
+    objective = distill_logits(s.parts.objective(s.parts.logits), s.parts.logits, weight)
+    return _none(s)._replace(
+        objective=objective,
+        strength=weight,
+        wrap=lambda step: with_reference(
+            step, lambda params, batch: s.parts.logits(params, batch, None), "reference_logits"
+        ),
+    )
+
+
+def _projection_decay(s: Setting) -> Method:
+    tx = optax.chain(adamw(s.learning_rate, **s.options), selective_projection_decay())
+    return _none(s)._replace(tx=tx)
+
+
+def _ema(s: Setting) -> Method:
+    decay = ema_decay_of(s.dose, s.num_steps, s.learning_rate)
+    tx = optax.chain(adamw(s.learning_rate, **s.options), ema_of_weights(decay))
+    return _none(s)._replace(
+        tx=tx, strength=decay, weights=lambda state: averaged(state.opt_state, state.trainable)
+    )
+
+
+def _wise_ft(s: Setting) -> Method:
+    alpha = remaining(s.dose)
+
+    def finish(pretrained: PyTree, params: PyTree) -> PyTree:
+        ((_, mixed),) = wise_ft(pretrained, params, [alpha])
+        return mixed
+
+    return _none(s)._replace(finish=finish, strength=alpha)
+
+
+def _r3f(s: Setting) -> Method:
+    objective = r3f(s.parts.objective(s.parts.logits), s.parts.embed, s.parts.rest)
+    return _none(s)._replace(objective=objective)
+
+
+def _smart(s: Setting) -> Method:
+    objective = smart(s.parts.objective(s.parts.logits), s.parts.embed, s.parts.rest)
+    return _none(s)._replace(objective=objective)
+
+
+def _sharpness(s: Setting) -> Method:
+    return _none(s)._replace(tx=sharpness_aware(adamw(s.learning_rate, **s.options)))
+
+
+def _child_f(s: Setting) -> Method:
+    tx = optax.chain(bernoulli_gradients(0.3, s.key), adamw(s.learning_rate, **s.options))
+    return _none(s)._replace(tx=tx)
+
+
+def _child_d(s: Setting) -> Method:
+    def importance(params: PyTree, anchor: PyTree, batches: Iterable[Batch]) -> PyTree:
+        return fisher_mask(_fisher(s, params, anchor, batches), 0.3)
+
+    return _none(s)._replace(importance=importance, element_mask=True)
+
+
+def _lisa(s: Setting) -> Method:
+    blocks = jax.tree.map(
+        lambda number, leaf: None if leaf is None else number,
+        block_ids(s.trainable), s.trainable, is_leaf=holes,
+    )  # fmt: skip
+    inner = adamw(s.learning_rate, **s.options)
+    every = max(1, min(20, s.num_steps // 5))
+    return _none(s)._replace(tx=lisa(inner, blocks, active=1, every=every, key=s.key))
+
+
+def _fisher(s: Setting, params: PyTree, anchor: PyTree, batches: Iterable[Batch]) -> PyTree:
+    return fisher(lambda p, batch: s.parts.logits(p, batch, None), params, anchor, batches)
+
+
+METHODS: dict[str, Known] = {
+    "none": Known(_none, "no anchor", dosed=False, holds=False),
+    "l2-sp": Known(_l2_sp, "decay toward the pretrained weights"),
+    "ewc": Known(_ewc, "L2-SP weighed by the Fisher information of the training rows"),
+    "recadam": Known(_recadam, "pull first, hand over to the task by a sigmoid"),
+    "difference": Known(_difference, "L2-SP by training the difference, which decays"),
+    "mixout": Known(_mixout, "put a random part of each matrix back, anew at every update"),
+    "features": Known(_features, "stay near the pretrained model's features (DELTA)"),
+    "logits": Known(_logits, "stay near the pretrained head's answers (LwF)"),
+    "ema": Known(_ema, "average of the weights that starts at the pretrained ones"),
+    "wise-ft": Known(_wise_ft, "afterwards: interpolate between pretrained and tuned", holds=False),
+    "spd": Known(_projection_decay, "selective projection decay", dosed=False),
+    "r3f": Known(_r3f, "same answers under noise on the embeddings", dosed=False, holds=False),
+    "smart": Known(_smart, "same answers under the worst small noise", dosed=False, holds=False),
+    "sam": Known(_sharpness, "gradient at the worst point nearby", dosed=False, holds=False),
+    "child-f": Known(
+        _child_f, "a random 30 % of the gradient's elements", dosed=False, holds=False
+    ),
+    "child-d": Known(_child_d, "the 30 % of scalars with the largest Fisher", dosed=False),
+    "lisa": Known(_lisa, "one random block at a time", dosed=False, holds=False),
+}
+"""Name -> method; `--anchor` and `compare` take these."""
+
+
+def masked(method: Method, mask: PyTree) -> Method:
+    """Return the method moving only the scalars of a mask, beside the leaves that it leaves out."""
+    return method._replace(tx=only_elements(method.tx, mask))

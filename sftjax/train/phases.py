@@ -1,0 +1,400 @@
+"""A run in phases: which leaves move changes, the step number, the data and the anchor go on.
+
+LP-FT trains a head first and then everything; gradual unfreezing adds block after block; LISA can
+be a phase for each draw. A phase has its own partition, so it pays for its own leaves only, and
+its own compilation.
+"""
+
+import contextlib
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from sftjax.core import combine, count, flatten, holes, map_with_path, partition
+from sftjax.core.state import Batch, Fixed, PyTree, TrainState
+from sftjax.train.checkpoint import open_checkpoints
+from sftjax.train.loop import Record, fit
+from sftjax.train.step import Step, init
+
+SETTINGS = ("hyperparams", "mask")
+"""Fields of an optimizer's state that hold what the caller set; a new phase's own are used."""
+
+
+class Phase(NamedTuple):
+    """A stretch of a run during which the same leaves move."""
+
+    name: str
+    trainable: PyTree
+    """bool tree of the params' structure (`Selection.trainable`)."""
+    tx: optax.GradientTransformation
+    num_steps: int
+    """Updates in this phase."""
+    reset_optimizer: bool = False
+    """Start moments, counters and schedules anew. If not, those of leaves that keep moving go on,
+    and a schedule goes on too: it counts the updates since the last reset."""
+
+
+class PhaseEnd(NamedTuple):
+    """Where a phase ended: an ordinary tree, and enough to go on from."""
+
+    phases: int
+    """Phases done."""
+    params: PyTree
+    """All leaves, those that moved in any phase at their last values."""
+    state: TrainState
+    late: PyTree
+    """int for each moving leaf: how old the optimizer was when the leaf began to move."""
+    age: int
+    """Updates since the optimizer was last reset."""
+
+
+class Phased(NamedTuple):
+    """What a run in phases leaves behind."""
+
+    params: PyTree
+    """All leaves, after the last update."""
+    best: PyTree
+    """All leaves, at the best evaluation of the last phase; its end if nothing was evaluated."""
+    end: PhaseEnd
+    history: list[Record]
+    """The records of all phases; `step` counts through."""
+    seconds: float
+
+
+def run_phases(
+    params: PyTree,
+    phases: Sequence[Phase],
+    make: Callable[[optax.GradientTransformation], Step],
+    batch_at: Callable[[int], Batch],
+    key: Array,
+    *,
+    anchor: PyTree | None = None,
+    importance: PyTree | None = None,
+    model_state: PyTree | None = None,
+    held_state: PyTree | None = None,
+    frozen_dtype: Any = None,
+    place: Callable[[PyTree], PyTree] = lambda tree: tree,
+    start: PhaseEnd | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    tell: Callable[[str], None] = print,
+    **options: Any,
+) -> Phased:
+    """Run the phases one after another; each starts from the weights that the last one left.
+
+    - A leaf that is frozen now keeps what it learned before, in full precision.
+    - The number of the update goes on, and with it the data and the keys.
+    - The anchor is that of the pretrained values in every phase, never a phase's start.
+    - Moments of leaves that keep moving are kept, unless the phase resets the optimizer. A leaf
+      that joins a kept optimizer gets a clock of its own (`join_late`).
+    - Each phase compiles one step; `tell` says so.
+
+    Args:
+      params: the full tree; never donated.
+      phases: at least one.
+      make: makes a compiled step from an optimizer, such as
+        `lambda tx: compile_step(make_step(objective, tx))`; called once for each phase.
+      batch_at: the batch of update i, counted through all phases from 0.
+      key: the run's PRNG key.
+      anchor: pretrained values of all leaves that any phase holds (`anchor_of`); a phase is given
+        those of its moving leaves.
+      importance: of the anchor's structure.
+      model_state, held_state: as for `init`.
+      frozen_dtype: as for `init`; a leaf is in full precision again when it moves.
+      place: puts a state or fixed tree on devices, such as `replicate`.
+      start: the end of an earlier phase of the same run; its phases are not run again.
+      folder: keeps checkpoints, a subfolder a phase, and resumes from them.
+      tell: is given a line for each phase.
+      **options: of `fit` (`evaluate`, `eval_steps`, `log`, ...), the same for every phase.
+
+    Returns:
+      A `Phased`.
+
+    Raises:
+      ValueError: before anything is compiled: no phase, one that moves nothing or makes no update,
+        a mask of another structure, an optimizer kept from a `tx` of another form.
+
+    >>> from sftjax.core import Aux, Loss
+    >>> from sftjax.train import compile_step, make_step
+    >>> def objective(params, model_state, batch, key):
+    ...     return Loss((params["trunk"] + params["head"] - batch["y"]) ** 2, 1.0), Aux({})
+    >>> params = {"trunk": jnp.zeros(()), "head": jnp.zeros(())}
+    >>> run = run_phases(
+    ...     params,
+    ...     lp_ft({"trunk": False, "head": True}, {"trunk": True, "head": True},
+    ...           probe=optax.sgd(0.5), probe_steps=1, tune=optax.sgd(0.1), tune_steps=2),
+    ...     lambda tx: compile_step(make_step(objective, tx)),
+    ...     lambda step: {"y": jnp.ones(())},
+    ...     jax.random.key(0))
+    phase 1/2 'lp': 1 of 2 leaves move (1 parameters), updates 0 to 1, new optimizer; compiles once
+    phase 2/2 'ft': 2 of 2 leaves move (2 parameters), updates 1 to 3, new optimizer; compiles once
+    >>> run.params
+    {'head': Array(1., dtype=float32), 'trunk': Array(0., dtype=float32)}
+    """
+    _check(params, phases, options)
+    done = 0 if start is None else start.phases
+    end, history, seconds = start, [], 0.0
+    best = params if start is None else start.params
+    for number, phase in enumerate(phases[done:], done):
+        keeps = end is not None and not phase.reset_optimizer
+        begins = 0 if end is None else int(end.state.step)
+        stops = begins + phase.num_steps
+        tell(
+            f"phase {number + 1}/{len(phases)} {phase.name!r}: "
+            f"{sum(jax.tree.leaves(phase.trainable))} of {len(jax.tree.leaves(params))} leaves "
+            f"move ({count(partition(params, phase.trainable)[0]):,} parameters), updates {begins} "
+            f"to {stops}, {'kept' if keeps else 'new'} optimizer; compiles once"
+        )
+        state, fixed, late = _begin(
+            params, phase, key, end,
+            anchor=_moving(anchor, phase), importance=_moving(importance, phase),
+            model_state=model_state, held_state=held_state, frozen_dtype=frozen_dtype,
+        )  # fmt: skip
+        step = make(join_late(phase.tx, late))
+        state, fixed = place(state), place(fixed)
+        with contextlib.ExitStack() as stack:
+            home = None if folder is None else pathlib.Path(folder) / f"{number + 1}-{phase.name}"
+            saved = None if home is None else stack.enter_context(open_checkpoints(home))
+            ran = fit(step, state, fixed, batch_at, stops, checkpoints=saved, **options)
+        # From the params, not from fixed.frozen: those may be rounded to frozen_dtype.
+        rest = partition(params if end is None else end.params, phase.trainable)[1]
+        made = int(ran.state.step) - begins
+        end = PhaseEnd(
+            phases=number + 1,
+            params=combine(ran.state.trainable, rest),
+            state=ran.state,
+            late=late,
+            age=made + (end.age if keeps and end is not None else 0),
+        )
+        best = combine(ran.best, rest)
+        history += ran.history
+        seconds += ran.seconds
+    assert end is not None
+    return Phased(end.params, best, end, history, seconds)
+
+
+def lp_ft(
+    head: PyTree,
+    everything: PyTree,
+    *,
+    probe: optax.GradientTransformation,
+    probe_steps: int,
+    tune: optax.GradientTransformation,
+    tune_steps: int,
+) -> list[Phase]:
+    """Return linear probing and then fine-tuning from the probed head, with a new optimizer.
+
+    Train the head until it has converged; then tune at a lower rate, with warmup.
+    Source: Kumar et al. 2022, arXiv:2202.10054.
+
+    Raises:
+      ValueError: if the head would not move in the second phase, or nothing else would.
+
+    >>> masks = {"trunk": False, "head": True}, {"trunk": True, "head": True}
+    >>> sgd = optax.sgd(0.1)
+    >>> phases = lp_ft(*masks, probe=sgd, probe_steps=9, tune=sgd, tune_steps=5)
+    >>> [(phase.name, phase.num_steps, phase.reset_optimizer) for phase in phases]
+    [('lp', 9, True), ('ft', 5, True)]
+    """
+    _check_grows([head, everything])
+    return [
+        Phase("lp", head, probe, probe_steps, True),
+        Phase("ft", everything, tune, tune_steps, True),
+    ]
+
+
+def gradual(
+    trainables: Sequence[PyTree], tx: optax.GradientTransformation, num_steps: int | Sequence[int]
+) -> list[Phase]:
+    """Return gradual unfreezing: one optimizer that goes on while leaves join (arXiv:1801.06146).
+
+    Args:
+      trainables: of `select.phases_of(params, select.unfreezing(params))`.
+      tx: the optimizer of all phases; its schedule runs through all of them.
+      num_steps: updates in each phase; one number or one for each.
+
+    Raises:
+      ValueError: if a phase adds no leaf or takes one away, or the numbers of steps do not fit.
+
+    >>> masks = [{"a": False, "b": True}, {"a": True, "b": True}]
+    >>> [(phase.name, phase.num_steps) for phase in gradual(masks, optax.sgd(0.1), 50)]
+    [('unfreeze-1', 50), ('unfreeze-2', 50)]
+    """
+    _check_grows(trainables)
+    steps = [num_steps] * len(trainables) if isinstance(num_steps, int) else list(num_steps)
+    if len(steps) != len(trainables):
+        raise ValueError(
+            f"num_steps has {len(steps)} numbers for {len(trainables)} phases; give one number for "
+            "all of them, or one for each"
+        )
+    return [
+        Phase(f"unfreeze-{number}", trainable, tx, made)
+        for number, (trainable, made) in enumerate(zip(trainables, steps, strict=True), 1)
+    ]
+
+
+def join_late(
+    tx: optax.GradientTransformation, late: PyTree
+) -> optax.GradientTransformationExtraArgs:
+    r"""Give leaves that joined a running optimizer a clock of their own for their moments.
+
+    Adam divides its moments by $1 - \beta^t$, and optax keeps one t for all leaves. A leaf whose
+    moments begin at zero when t is already large would step
+    $(1 - \beta_1) / \sqrt{1 - \beta_2} = 3.2$ times too far at first and over 6 times some updates
+    later. Here a leaf that joined at age a is updated with t - a. Only counters named `count` that
+    stand beside moments are moved so; a schedule's counter keeps the run's time.
+
+    Args:
+      tx: the optimizer; each distinct age costs one more trace of it.
+      late: an int for each moving leaf: how many updates `tx` had made when the leaf joined.
+
+    Returns:
+      A transform with the very state of `tx`.
+
+    >>> tx = join_late(optax.adam(1.0), {"old": 0, "new": 1000})
+    >>> g = {"old": jnp.ones(1), "new": jnp.ones(1)}
+    >>> first, rest = tx.init(g)
+    >>> updates, _ = tx.update(g, (first._replace(count=jnp.int32(1000)), rest))
+    >>> round(float(updates["new"][0]), 3), round(float(updates["old"][0]), 3)
+    (-1.0, -2.515)
+    """
+    inner = optax.with_extra_args_support(tx)
+    late_of = flatten(late)
+    ages = sorted(set(late_of.values()))
+    if ages in ([], [0]):
+        return inner
+
+    def update(
+        updates: PyTree, state: optax.OptState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, optax.OptState]:
+        clocks = _clocks(state, late_of)
+
+        def at(state: optax.OptState, by: int) -> optax.OptState:
+            return map_with_path(lambda where, n: n + by if where in clocks else n, state)
+
+        made = [inner.update(updates, at(state, -age), params, **extra) for age in ages]
+
+        def pick(path: str, *options: Array) -> Array:
+            return options[ages.index(late_of.get(path, ages[0]))]
+
+        moved = map_with_path(pick, *(moved for moved, _ in made))
+        states = (at(after, age) for (_, after), age in zip(made, ages, strict=True))
+        return moved, map_with_path(
+            lambda where, *options: pick(_owner(where, late_of), *options), *states
+        )
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _begin(
+    params: PyTree, phase: Phase, key: Array, end: PhaseEnd | None, **options: Any
+) -> tuple[TrainState, Fixed, PyTree]:
+    """Return what a phase starts from, and when its leaves joined."""
+    now = params if end is None else end.params
+    if end is not None:
+        options["model_state"] = end.state.model_state
+    state, fixed = init(now, phase.trainable, phase.tx, key, **options)
+    if end is not None:
+        state = state._replace(step=jnp.copy(end.state.step))
+    if end is None or phase.reset_optimizer:
+        return state, fixed, jax.tree.map(lambda _: 0, state.trainable)
+    joined, moving = flatten(end.late), flatten(state.trainable)
+    before = flatten(end.state.opt_state)
+
+    def carry(where: str, leaf: Array) -> Array:
+        # A copy: this state will be donated, the last one still belongs to the caller.
+        return jnp.copy(before[where]) if _goes_on(where, moving, joined) else leaf
+
+    late = map_with_path(lambda path, _: joined.get(path, end.age), state.trainable)
+    return state._replace(opt_state=map_with_path(carry, state.opt_state)), fixed, late
+
+
+def _moving(tree: PyTree | None, phase: Phase) -> PyTree | None:
+    keep = lambda moves, leaf: leaf if moves else None  # noqa: E731
+    return None if tree is None else jax.tree.map(keep, phase.trainable, tree, is_leaf=holes)
+
+
+def _goes_on(where: str, moving: Collection[str], moved: Collection[str]) -> bool:
+    """Whether an array of the optimizer's state is taken over from the phase before."""
+    owner = _owner(where, moving)
+    if owner and owner not in moved:
+        return False
+    return not any(name in SETTINGS for name in where.removesuffix(owner).split("/"))
+
+
+def _owner(where: str, paths: Collection[str]) -> str:
+    """Return the leaf that an array of the state belongs to: the longest path it ends with."""
+    segments = where.split("/")
+    suffixes = ("/".join(segments[start:]) for start in range(len(segments)))
+    return next((suffix for suffix in suffixes if suffix in paths), "")
+
+
+def _clocks(state: optax.OptState, paths: Collection[str]) -> set[str]:
+    """Return where counters stand that tell the age of moments: `count` beside `mu` and `nu`."""
+    owners = {where: _owner(where, paths) for where in flatten(state)}
+    fields = {where.removesuffix(owner).rstrip("/") for where, owner in owners.items() if owner}
+    homes = {field.rpartition("/")[0] for field in fields}
+    counters = {"/".join([home, "count"]).lstrip("/") for home in homes}
+    return {where for where in counters if owners.get(where) == ""}
+
+
+def _check(params: PyTree, phases: Sequence[Phase], options: dict[str, Any]) -> None:
+    if not phases:
+        raise ValueError("the list of phases is empty: give at least one Phase")
+    if "checkpoints" in options:
+        raise ValueError("the states of phases differ: give folder= instead of checkpoints=")
+    known = flatten(params).keys()
+    for number, phase in enumerate(phases, 1):
+        name = f"phase {number} ({phase.name!r})"
+        masks = flatten(phase.trainable)
+        if masks.keys() != known:
+            odd = ", ".join(sorted(masks.keys() ^ known)[:3])
+            raise ValueError(
+                f"{name}: trainable and params differ at {odd}; make both from the same tree"
+            )
+        if not any(masks.values()):
+            raise ValueError(f"{name} moves nothing: every leaf of its trainable tree is false")
+        if phase.num_steps < 1:
+            raise ValueError(f"{name} has num_steps {phase.num_steps}; it makes 1 update or more")
+    for number, (before, phase) in enumerate(itertools.pairwise(phases), 2):
+        if not phase.reset_optimizer:
+            _check_form(params, before, phase, f"phase {number} ({phase.name!r})")
+
+
+def _check_form(params: PyTree, before: Phase, phase: Phase, name: str) -> None:
+    def form(phase: Phase) -> tuple[Collection[str], dict[str, Any]]:
+        moving = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32),
+            partition(params, phase.trainable)[0],
+        )
+        state = flatten(jax.eval_shape(phase.tx.init, moving))
+        return flatten(moving), {where: (leaf.shape, leaf.dtype) for where, leaf in state.items()}
+
+    (moved, old), (moving, new) = form(before), form(phase)
+    for where, shape in new.items():
+        if _goes_on(where, moving, moved) and old.get(where) != shape:
+            raise ValueError(
+                f"{name} keeps the optimizer of {before.name!r}, but its tx has another form (its "
+                f"state holds {where}, and that of {before.name!r} has no such array); build both "
+                "from the same chain, or set reset_optimizer=True"
+            )
+
+
+def _check_grows(trainables: Sequence[PyTree]) -> None:
+    moving = [{path for path, moves in flatten(tree).items() if moves} for tree in trainables]
+    for number, (before, now) in enumerate(itertools.pairwise(moving), 2):
+        if lost := sorted(before - now):
+            raise ValueError(
+                f"{', '.join(lost[:3])} moves in phase {number - 1} and no longer in phase "
+                f"{number}; each phase must move all that the one before moved"
+            )
+        if now == before:
+            raise ValueError(
+                f"phase {number} unfreezes nothing that phase {number - 1} did not move"
+            )
