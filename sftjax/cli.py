@@ -1,4 +1,4 @@
-"""The command line: `sftjax classify`, `sftjax predict`, `sftjax inspect`, `sftjax demo`."""
+"""The command line: `sftjax classify`, `compare`, `predict`, `inspect` and `demo`."""
 
 import sys
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 
 from sftjax.recipes.classify import Classify, classify
+from sftjax.recipes.compare import Compare, compare
 from sftjax.recipes.demo import Demo, demo
 from sftjax.recipes.inspect import Inspect, inspect
 from sftjax.recipes.predict import Predict, predict_text
@@ -13,6 +14,7 @@ from sftjax.train import keep_freed_memory
 
 Command = (
     Annotated[Classify, tyro.conf.subcommand("classify")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
@@ -33,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         match job:
             case Classify():
                 classify(job)
+            case Compare():
+                compare(job)
             case Predict():
                 predict_text(job)
             case Inspect():

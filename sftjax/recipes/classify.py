@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sftjax.core import PyTree
+from sftjax.core import Objective
 from sftjax.data import cache_folder
 from sftjax.evaluate import (
     Interval,
+    Retention,
     loss_curve,
-    moved,
     moved_per_block,
     reliability,
     softmax,
@@ -26,8 +26,10 @@ from sftjax.evaluate import (
 )
 from sftjax.hub import Data, LoadReport, Metric, card_of, load, load_tokenizer, save
 from sftjax.models import Head, Model
-from sftjax.objectives import objective_of
+from sftjax.objectives import Apply, objective_of
+from sftjax.recipes.above_prefix import Stream, above_prefix
 from sftjax.recipes.finetune import Training, Tuned, finetune, pretrained, told
+from sftjax.recipes.keeping import Embedder, Reference, kept, reference_rows
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.scoring import Scorer
 from sftjax.recipes.text_parts import text_parts
@@ -55,6 +57,10 @@ class Classify:
     """The run's folder: model, metrics, report, plots, checkpoints. The same command resumes it."""
     columns: Columns = dataclasses.field(default_factory=Columns)
     training: Training = dataclasses.field(default_factory=Training)
+    reference: Reference = dataclasses.field(default_factory=Reference)
+    keep_prefix: bool = False
+    """Compute the frozen lower blocks once, keep what they give (in a file in the cache folder) and
+    train on that; needs dropout off. Faster from the second epoch on."""
     eval_data: str | None = None
     """Where to evaluate; else the source's own validation or test split, else a held-out share."""
     validation_fraction: float = 0.1
@@ -77,6 +83,7 @@ class Classified(NamedTuple):
 
     metrics: dict[str, Interval | float]
     """On the evaluation rows, `eval_*`, with 95 % bootstrap intervals."""
+    retention: Retention
     tuned: Tuned
     folder: pathlib.Path
 
@@ -114,6 +121,7 @@ def classify(job: Classify, tell: Callable[[str], None] = print) -> Classified:
     cache = cache_folder() / "tokens"
     train = encode_rows(train_table, columns, tokenizer, train_labels, cache=cache)
     evaluation = encode_rows(eval_table, columns, tokenizer, eval_labels, cache=cache)
+    reference = reference_rows(job.reference, evaluation, columns, tokenizer, cache)
     tell(_told(train, "training") + "\n" + _told(evaluation, "evaluation"))
 
     facts = _facts(job, columns, train, evaluation, report, tokenizer.sha256)
@@ -126,11 +134,21 @@ def classify(job: Classify, tell: Callable[[str], None] = print) -> Classified:
         options["label_smoothing"] = job.label_smoothing_factor
         if job.balanced_classes:
             options["class_weights"] = balanced_weights(train)
+
+    def task(logits: Apply) -> Objective:
+        return objective_of(kind, problem_type, logits, **options)
+
+    batches = train.batches(job.training.rows, seed=job.training.seed, shuffle=True)
+    parts, stream = text_parts(model, task), Stream(batches.steps_per_epoch, batches.at)
+    if job.keep_prefix:
+        parts, stream = above_prefix(
+            model, params, report, task, train, stream, job.training, tokenizer.sha256, tell
+        )
     tuned = finetune(
         params,
         report.new,
-        text_parts(model, lambda logits: objective_of(kind, problem_type, logits, **options)),
-        train.batches(job.training.rows, seed=job.training.seed, shuffle=True),
+        parts,
+        stream,
         job.training,
         evaluate=scorer.scores,
         checkpoint_folder=job.output_dir / "checkpoints",
@@ -138,10 +156,13 @@ def classify(job: Classify, tell: Callable[[str], None] = print) -> Classified:
     )
     outputs = scorer.outputs(tuned.params)
     found = scorer.intervals(outputs)
-    _write(job, model, params, report, train, evaluation, tuned, outputs, found)
+    anchor = pretrained(params, report.new)
+    held = kept(job.reference, Embedder(model), reference, params, anchor, tuned.params)
+    _write(job, model, report, train, evaluation, tuned, outputs, found, held)
     tell(table_markdown([{"metric": k, "value": v} for k, v in found.items()], ["metric", "value"]))
+    tell(f"\n{held}\n")
     tell(f"model, report and plots: {job.output_dir}")
-    return Classified(found, tuned, job.output_dir)
+    return Classified(found, held, tuned, job.output_dir)
 
 
 def balanced_weights(rows: Rows) -> np.ndarray:
@@ -177,7 +198,7 @@ def _facts(
     """What identifies the run: another value of any of these is another run."""
     assert train.labels is not None
     settings = dataclasses.asdict(job)
-    for name in ("output_dir", "model", "data", "eval_data", "columns", "training"):
+    for name in ("output_dir", "model", "data", "eval_data", "columns", "training", "reference"):
         settings.pop(name)
     return {
         "recipe": "classify",
@@ -196,16 +217,15 @@ def _facts(
 def _write(
     job: Classify,
     model: Model,
-    params: PyTree,
     report: LoadReport,
     train: Rows,
     evaluation: Rows,
     tuned: Tuned,
     outputs: Any,
     found: dict[str, Interval | float],
+    held: Retention,
 ) -> None:
     folder = job.output_dir
-    distances = moved(pretrained(params, report.new), tuned.params)
     card = card_of(report)._replace(
         data=(
             Data(train.table.name, len(train.encoded), "train"),
@@ -221,7 +241,7 @@ def _write(
     )
     save(folder / "model", model, tuned.params, report=report, card=card)
     loss_curve(tuned.fit.history, folder / "plots" / "loss.png")
-    moved_per_block({"fine-tuned": distances}, folder / "plots" / "moved.png")
+    moved_per_block({"fine-tuned": held.moved}, folder / "plots" / "moved.png")
     if job.columns.task != "token":
         assert evaluation.labels is not None
         write_predictions(
@@ -245,10 +265,11 @@ def _write(
             "num_steps": tuned.num_steps,
             "strength": tuned.strength,
             "history": tuned.fit.history,
-            "moved": distances,
+            "moved": held.moved,
+            "retention": held.rows(),
         },
     )
-    write_text(folder / "report.md", _report(job, tuned, found, distances))
+    write_text(folder / "report.md", _report(job, tuned, found, held))
 
 
 def _training_facts(tuned: Tuned, training: Training) -> dict[str, str]:
@@ -263,12 +284,10 @@ def _training_facts(tuned: Tuned, training: Training) -> dict[str, str]:
     }
 
 
-def _report(job: Classify, tuned: Tuned, found: dict[str, Interval | float], distances: Any) -> str:
+def _report(
+    job: Classify, tuned: Tuned, found: dict[str, Interval | float], held: Retention
+) -> str:
     rows = [{"metric": name, "value": value} for name, value in found.items()]
-    blocks = [
-        {"block": row.block, "distance": row.distance, "relative": row.relative}
-        for row in distances
-    ]
     return (
         "\n\n".join(
             [
@@ -283,7 +302,8 @@ def _report(job: Classify, tuned: Tuned, found: dict[str, Interval | float], dis
                 else "",
                 "## What moved",
                 f"```\n{tuned.description}\n```",
-                table_markdown(blocks, ["block", "distance", "relative"]),
+                "## What was kept",
+                f"```\n{held}\n```",
                 "![moved](plots/moved.png)",
                 "## Training",
                 "![loss](plots/loss.png)",

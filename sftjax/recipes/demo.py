@@ -30,20 +30,20 @@ from sftjax.evaluate import (
     loss_curve,
     moved,
     moved_per_block,
-    predict,
     same_group_retrieval,
     table,
     table_markdown,
 )
 from sftjax.hub import Data, LoadReport, Metric, Tokenizer, card_of, load, load_tokenizer, save
-from sftjax.models import Head, Model, build
+from sftjax.models import Head, Model
 from sftjax.objectives import classification
 from sftjax.recipes.finetune import Training, Tuned, finetune, pretrained
+from sftjax.recipes.keeping import Embedder
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.scoring import Scorer
 from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows, labels_of
-from sftjax.train import compile_step, fit, init, make_step, spread
+from sftjax.train import compile_step, fit, init, make_step
 
 HOME = "movie"
 ELSEWHERE = ("amazon", "tweets", "nyt")
@@ -157,24 +157,6 @@ def demo(job: Demo, tell: Callable[[str], None] = print) -> dict[str, Row]:
         f"editorial.\n{seconds:.0f} s; model, report and plots: {job.output_dir}"
     )
     return results
-
-
-class Embedder:
-    """Mean-pooled sentence embeddings of a model's trunk, compiled once a batch shape."""
-
-    def __init__(self, model: Model):
-        """Take the model whose trunk embeds; its head is left aside."""
-        self._trunk = build(model.config, Head("mean"))
-        self._parts = tuple(self._trunk.shapes())
-        self._apply = jax.jit(lambda params, batch: self._trunk.apply(params, batch))
-
-    def __call__(self, params: PyTree, rows: Rows) -> np.ndarray:
-        """Return (N, D) embeddings of the rows."""
-        batches = Rows(rows.table, rows.encoded, None).batches(EVAL_ROWS * jax.device_count())
-        at = spread(batches.at)
-        steps = (at(step) for step in range(batches.steps_per_epoch))
-        trunk = {part: params[part] for part in self._parts}
-        return predict(self._apply, trunk, steps, len(rows.encoded))
 
 
 def _rows(table: Table, tokenizer: Tokenizer) -> Rows:

@@ -31,6 +31,7 @@ from sftjax.recipes.methods import (
     masked,
     parse,
 )
+from sftjax.recipes.phase_words import phases_of_words, with_new
 from sftjax.recipes.progress import progress
 from sftjax.select import Description, Selection, describe, layerwise, scaled, select
 from sftjax.train import (
@@ -146,7 +147,7 @@ class Stream(Protocol):
         """Updates in one pass."""
         ...
 
-    def at(self, step: int) -> Batch:
+    def at(self, step: int, /) -> Batch:
         """Return the batch of an update, counted from 0."""
         ...
 
@@ -316,6 +317,18 @@ def plan_of(
     return Plan(chosen, anchor, schedule, build_method(name, setting))
 
 
+def rules_of(training: Training, new: Collection[str]) -> list[list[tuple[str, float]]]:
+    """Return the rules of a run, or those of each of its phases.
+
+    >>> rules_of(Training(phases=("lp", "ft")), ["head"])
+    [[('new', 1.0)], [('last:2', 1.0)]]
+    """
+    if not training.phases:
+        return [training.rules()]
+    phases = phases_of_words(training.phases, training.rules(), 10**6)
+    return [with_new(rules, new) for _, rules, _ in phases]
+
+
 def loop_options(training: Training, every: int) -> dict[str, Any]:
     """Return the arguments of `fit` that a `Training` decides."""
     return {
@@ -342,13 +355,13 @@ def told(training: Training, strength: float, leaves: int) -> str:
     """Return in words how a run was held to its pretrained weights, "" if it was not.
 
     >>> told(Training(), 0.5, 40)
-    'l2-sp, decoupled, dose 1 (0.5), 40 leaves'
+    'L2-SP, decoupled, dose 1 (0.5), 40 leaves'
     """
     name, own = parse(training.anchor)
     dose = training.dose if own is None else own
     if name == "none" or (METHODS[name].dosed and not dose):
         return ""
-    words = [name]
+    words = [METHODS[name].title]
     if name in ("l2-sp", "ewc"):
         words.append("coupled" if training.coupled else "decoupled")
     if METHODS[name].dosed:

@@ -7,7 +7,6 @@ share of the unanchored travel that remains is `anchor.remaining(dose)`, 0.63 at
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import optax
 from jax import Array
 
@@ -33,9 +32,9 @@ from sftjax.anchor import (
     to_difference,
     wise_ft,
 )
-from sftjax.core import Batch, Objective, PyTree, TrainState, View, holes, map_with_path
+from sftjax.core import Batch, Objective, PyTree, TrainState, View, map_with_path
 from sftjax.objectives import Apply, distill_features, distill_logits, r3f, smart
-from sftjax.select import bernoulli_gradients, block_ids, fisher_mask, lisa, only_elements
+from sftjax.select import bernoulli_gradients, block_ids, fisher_mask, lisa, only_elements, stacks
 from sftjax.train import Step, with_reference
 
 
@@ -98,7 +97,7 @@ class Known(NamedTuple):
     """A named method."""
 
     build: Callable[[Setting], Method]
-    about: str
+    title: str
     dosed: bool = True
     """Whether it takes a dose."""
     holds: bool = True
@@ -271,10 +270,13 @@ def _child_d(s: Setting) -> Method:
 
 
 def _lisa(s: Setting) -> Method:
-    blocks = jax.tree.map(
-        lambda number, leaf: None if leaf is None else number,
-        block_ids(s.trainable), s.trainable, is_leaf=holes,
-    )  # fmt: skip
+    moving = [block for stack in stacks(s.trainable) for block in stack.blocks]
+    if len(moving) < 2:
+        raise ValueError(
+            "anchor 'lisa' draws among the blocks that move, and fewer than two do; train more of "
+            "them (such as last:3)"
+        )
+    blocks = block_ids(s.trainable)
     inner = adamw(s.learning_rate, **s.options)
     every = max(1, min(20, s.num_steps // 5))
     return _none(s)._replace(tx=lisa(inner, blocks, active=1, every=every, key=s.key))
@@ -286,24 +288,22 @@ def _fisher(s: Setting, params: PyTree, anchor: PyTree, batches: Iterable[Batch]
 
 METHODS: dict[str, Known] = {
     "none": Known(_none, "no anchor", dosed=False, holds=False),
-    "l2-sp": Known(_l2_sp, "decay toward the pretrained weights"),
-    "ewc": Known(_ewc, "L2-SP weighed by the Fisher information of the training rows"),
-    "recadam": Known(_recadam, "pull first, hand over to the task by a sigmoid"),
-    "difference": Known(_difference, "L2-SP by training the difference, which decays"),
-    "mixout": Known(_mixout, "put a random part of each matrix back, anew at every update"),
-    "features": Known(_features, "stay near the pretrained model's features (DELTA)"),
-    "logits": Known(_logits, "stay near the pretrained head's answers (LwF)"),
-    "ema": Known(_ema, "average of the weights that starts at the pretrained ones"),
-    "wise-ft": Known(_wise_ft, "afterwards: interpolate between pretrained and tuned", holds=False),
+    "l2-sp": Known(_l2_sp, "L2-SP"),
+    "ewc": Known(_ewc, "EWC"),
+    "recadam": Known(_recadam, "RecAdam"),
+    "difference": Known(_difference, "L2-SP of a trained difference"),
+    "mixout": Known(_mixout, "mixout"),
+    "features": Known(_features, "feature distillation"),
+    "logits": Known(_logits, "logit distillation"),
+    "ema": Known(_ema, "EMA from the pretrained weights"),
+    "wise-ft": Known(_wise_ft, "WiSE-FT", holds=False),
     "spd": Known(_projection_decay, "selective projection decay", dosed=False),
-    "r3f": Known(_r3f, "same answers under noise on the embeddings", dosed=False, holds=False),
-    "smart": Known(_smart, "same answers under the worst small noise", dosed=False, holds=False),
-    "sam": Known(_sharpness, "gradient at the worst point nearby", dosed=False, holds=False),
-    "child-f": Known(
-        _child_f, "a random 30 % of the gradient's elements", dosed=False, holds=False
-    ),
-    "child-d": Known(_child_d, "the 30 % of scalars with the largest Fisher", dosed=False),
-    "lisa": Known(_lisa, "one random block at a time", dosed=False, holds=False),
+    "r3f": Known(_r3f, "R3F", dosed=False, holds=False),
+    "smart": Known(_smart, "SMART", dosed=False, holds=False),
+    "sam": Known(_sharpness, "SAM", dosed=False, holds=False),
+    "child-f": Known(_child_f, "Child-Tuning F", dosed=False, holds=False),
+    "child-d": Known(_child_d, "Child-Tuning D", dosed=False),
+    "lisa": Known(_lisa, "LISA", dosed=False, holds=False),
 }
 """Name -> method; `--anchor` and `compare` take these."""
 

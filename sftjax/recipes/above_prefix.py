@@ -1,0 +1,124 @@
+"""Training batches that hold what the frozen lower blocks give, computed once for a data set."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+import sftjax
+from sftjax.core import Batch, Objective, PyTree
+from sftjax.data import Batches, cache_folder
+from sftjax.hub import LoadReport
+from sftjax.models import Model, split
+from sftjax.objectives import Apply
+from sftjax.recipes.finetune import Training, rules_of
+from sftjax.recipes.methods import Parts
+from sftjax.recipes.text_parts import text_parts
+from sftjax.recipes.text_rows import Rows
+from sftjax.select import frozen_below, select
+from sftjax.train import keep_prefix, with_prefix
+
+ONCE_ROWS = 64
+"""Rows per device in a batch of the one pass."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Batches as a function of the update's number."""
+
+    steps_per_epoch: int
+    at: Callable[[int], Batch]
+
+
+class Passes:
+    """Batches in the order of the rows; every pass starts anew."""
+
+    def __init__(self, rows: Rows):
+        """Take tokenised rows."""
+        self._batches: Batches = rows.batches(ONCE_ROWS * jax.device_count())
+
+    def __iter__(self):
+        """Yield each batch of one pass."""
+        return (self._batches.at(step) for step in range(self._batches.steps_per_epoch))
+
+
+def cut_of(model: Model, params: PyTree, new: tuple[str, ...], rules: list[Any]) -> int | None:
+    """Return how many of the lowest blocks no rules move, None if none.
+
+    The last block stays above, since the head and the embeddings read different parts of it.
+    """
+    still = min(frozen_below(select(params, each, new=new).trainable) for each in rules)
+    return min(still, model.architecture.num_layers - 1) or None
+
+
+def prefixed(
+    model: Model,
+    params: PyTree,
+    cut: int | None,
+    rows: Rows,
+    batch_at: Callable[[int], Batch],
+    **place: Any,
+) -> Callable[[int], Batch]:
+    """Return batches that hold what the lowest `cut` blocks give for their rows.
+
+    Args:
+      model: cut above its lowest `cut` blocks; None leaves the batches as they are.
+      params: of the frozen blocks.
+      cut: how many blocks.
+      rows: all of the data set.
+      batch_at: batches of these rows.
+      **place: `folder`, `facts` and `tell` of `keep_prefix`.
+    """
+    if cut is None:
+        return batch_at
+    lower = split(model, cut).lower
+    found = keep_prefix(
+        lower, params, Passes(rows), len(rows.encoded), mask="attention_mask", **place
+    )
+    return with_prefix(batch_at, found)
+
+
+def above_prefix(
+    model: Model,
+    params: PyTree,
+    report: LoadReport,
+    task: Callable[[Apply], Objective],
+    rows: Rows,
+    stream: Stream,
+    training: Training,
+    tokenizer: str,
+    tell: Callable[[str], None],
+) -> tuple[Parts, Stream]:
+    """Return the parts and batches of the same run above its frozen lower blocks.
+
+    Raises:
+      ValueError: if dropout is on, or no block stands still.
+    """
+    if training.dropout:
+        raise ValueError(
+            "--keep-prefix computes the frozen blocks once, and --dropout draws anew in them at "
+            "every update; leave one of the two out"
+        )
+    cut = cut_of(model, params, tuple(report.new), rules_of(training, report.new))
+    if cut is None:
+        raise ValueError(
+            f"--keep-prefix: with --train {' '.join(training.train)} no lower block stands still; "
+            "train fewer blocks (such as last:2) or leave --keep-prefix out"
+        )
+    facts = {
+        "weights": report.sha256,
+        "tokenizer": tokenizer,
+        "rows": rows.table.fingerprint,
+        "tokens": int(rows.encoded.offsets[-1]),
+        "max_length": rows.encoded.max_length,
+        "blocks": cut,
+        "dtype": "bfloat16" if training.bf16 else "float32",
+        "sftjax": sftjax.__version__,
+        "jax": jax.__version__,
+    }
+    at = prefixed(
+        model, params, cut, rows, stream.at,
+        folder=cache_folder() / "prefix", facts=facts, tell=tell,
+    )  # fmt: skip
+    return text_parts(model, task, cut=cut), Stream(stream.steps_per_epoch, at)

@@ -1,0 +1,120 @@
+"""What stays the same while methods are compared: the model, its frozen prefix, the tests."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sftjax.core import Batch, Objective, PyTree, map_with_path
+from sftjax.data import Batches, bucket_lengths
+from sftjax.evaluate import predict
+from sftjax.models import Model, split
+from sftjax.objectives import Apply
+from sftjax.recipes.above_prefix import Stream, cut_of, prefixed
+from sftjax.recipes.methods import Parts
+from sftjax.recipes.text_parts import model_with, text_parts
+from sftjax.recipes.text_rows import Rows
+from sftjax.train import spread
+
+EVAL_ROWS = 64
+"""Rows per device in an evaluation batch."""
+
+
+class Measured(NamedTuple):
+    """What a model says and how it sees the reference rows."""
+
+    predictions: dict[str, tuple[np.ndarray, np.ndarray]]
+    """Test -> (predicted class, class)."""
+    embeddings: np.ndarray
+    """(N, D), mean-pooled, of the reference rows."""
+
+
+class Bench(NamedTuple):
+    """A model, what is kept of its frozen prefix, and the rows it is measured on."""
+
+    model: Model
+    params: PyTree
+    new: tuple[str, ...]
+    cut: int | None
+    """How many of the lowest blocks are computed once for all; None for none."""
+    tests: Mapping[str, tuple[Rows, Stream]]
+    reference: tuple[Rows, Stream]
+    groups: Any
+    """Of the reference rows."""
+    run: Callable[[PyTree, Batch], jax.Array]
+    embed: Callable[[PyTree, Batch], jax.Array]
+
+    def fresh(self, seed: int) -> PyTree:
+        """Return the pretrained params with the new leaves drawn by a seed."""
+        drawn = self.model.init(jax.random.key(seed))
+        return map_with_path(
+            lambda path, leaf, other: other if path in self.new else leaf, self.params, drawn
+        )
+
+    def parts(self, objective: Callable[[Apply], Objective]) -> Parts:
+        """Return the parts of the model above the kept prefix."""
+        return text_parts(self.model, objective, cut=self.cut)
+
+    def stream(self, rows: Rows, size: int, seed: int) -> Stream:
+        """Return training batches of rows, shuffled by a seed."""
+        # Two padded lengths and not four: runs are short here, and each length compiles.
+        lengths = bucket_lengths(rows.encoded.lengths, most=2, longest=rows.encoded.max_length)
+        assert rows.labels is not None
+        batches = Batches(rows.encoded, rows.labels.values, size, lengths, seed, shuffle=True)
+        return Stream(batches.steps_per_epoch, self._kept(rows, batches.at))
+
+    def measure(self, params: PyTree, *, tests: bool = True) -> Measured:
+        """Run a model over the tests and the reference rows."""
+        found = {}
+        for name, (rows, stream) in self.tests.items() if tests else ():
+            assert rows.labels is not None
+            logits = predict(self.run, params, _pass(stream), len(rows.encoded))
+            found[name] = logits.argmax(-1), np.asarray(rows.labels.values)
+        rows, stream = self.reference
+        return Measured(found, predict(self.embed, params, _pass(stream), len(rows.encoded)))
+
+    def _kept(self, rows: Rows, batch_at: Callable[[int], Batch]) -> Callable[[int], Batch]:
+        return prefixed(self.model, self.params, self.cut, rows, batch_at)
+
+
+def bench_of(
+    model: Model,
+    params: PyTree,
+    new: Sequence[str],
+    rules: Iterable[list[tuple[str, float]]],
+    tests: Mapping[str, Rows],
+    reference: Rows,
+    groups: Any,
+    tell: Callable[[str], None],
+) -> Bench:
+    """Find the prefix that all rules leave frozen, and keep its outputs for the fixed rows."""
+    cut = cut_of(model, params, tuple(new), list(rules))
+    if cut is not None:
+        tell(f"the lowest {cut} blocks stand still in every method: computed once for all runs")
+    embedder = model_with(model, "mean")
+    if cut is None:
+        run, embed = model.apply, embedder.apply
+    else:
+        run, embed = split(model, cut).upper, split(embedder, cut).upper
+
+    def evaluation(rows: Rows) -> tuple[Rows, Stream]:
+        batches = rows.batches(EVAL_ROWS * jax.device_count())
+        return rows, Stream(batches.steps_per_epoch, prefixed(model, params, cut, rows, batches.at))
+
+    return Bench(
+        model,
+        params,
+        tuple(new),
+        cut,
+        {name: evaluation(rows) for name, rows in tests.items()},
+        evaluation(reference),
+        groups,
+        jax.jit(lambda params, batch: run(params, batch, None)),
+        jax.jit(lambda params, batch: embed(params, batch, None)),
+    )
+
+
+def _pass(stream: Stream) -> Iterable[Batch]:
+    at = spread(stream.at)
+    return (at(step) for step in range(stream.steps_per_epoch))

@@ -1,0 +1,379 @@
+"""Run several ways of fine-tuning on the same rows and seeds: what each learns, and what it keeps.
+
+sftjax compare --model FOLDER --data reviews.csv --methods none l2-sp:1 mixout:1 --output-dir runs/c
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sftjax.data import Table, cache_folder, read
+from sftjax.evaluate import (
+    accuracy,
+    paired_difference,
+    pareto,
+    point,
+    retention,
+    same_group_retrieval,
+    summarize,
+    table,
+    table_markdown,
+)
+from sftjax.hub import load, load_tokenizer
+from sftjax.models import Head
+from sftjax.objectives import classification
+from sftjax.recipes.bench import Bench, Measured, bench_of
+from sftjax.recipes.finetune import Training, finetune, pretrained, rules_of
+from sftjax.recipes.methods import METHODS, parse
+from sftjax.recipes.run_folder import write_json, write_text
+from sftjax.recipes.text_rows import Columns, Rows, encode_rows, labels_of, read_splits
+from sftjax.train import claim
+
+Row = dict[str, Any]
+DEFAULT = ("none", "l2-sp:1", "l2-sp:4", "mixout:1", "features:1", "wise-ft:1", "spd")
+KEPT = {
+    "retrieval": "retention: retrieval P@1 of the reference rows",
+    "cka": "retention: CKA with the pretrained features",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Run methods on the same rows and seeds, and draw accuracy against retention."""
+
+    model: str
+    """A local folder in the Hub's layout, or the name of a repository on the Hub."""
+    data: str
+    """Labelled text (one class a row), as for `classify`."""
+    output_dir: pathlib.Path
+    """The comparison's folder: a row a run, report, plot. The same command goes on where it was."""
+    methods: tuple[str, ...] = DEFAULT
+    """NAME or NAME:DOSE as for --anchor; further words after +: `lr=5` multiplies the learning
+    rate, `train=bias|new`, `phases=lp|ft`, `decay=0.7`, `coupled`. The first is the baseline."""
+    seeds: int = 4
+    """Runs of each method; a seed decides the rows, their order and the head."""
+    rows: int = 0
+    """Labelled rows to learn from, drawn anew for each seed, classes alike; 0 is all of them."""
+    elsewhere: tuple[str, ...] = ()
+    """NAME=FILE of further labelled rows, of other domains, to test on."""
+    reference_data: str | None = None
+    """Text like that of pretraining, to measure on what was kept; else the evaluation rows."""
+    reference_group: str | None = None
+    """Column of the reference data that says which rows belong together (the document)."""
+    columns: Columns = dataclasses.field(default_factory=Columns)
+    training: Training = dataclasses.field(default_factory=Training)
+    """What all methods share."""
+    eval_data: str | None = None
+    """Where to evaluate; else as for `classify`."""
+    validation_fraction: float = 0.1
+    """Share of the training rows held out when there is nothing else to evaluate on."""
+
+
+class Data(NamedTuple):
+    """What the methods are compared on."""
+
+    train: Table
+    tests: Mapping[str, Table]
+    """Name -> labelled rows; the first is the domain of the training rows."""
+    reference: Table
+    group: str | None
+
+
+def compare(job: Compare, tell: Callable[[str], None] = print) -> list[Row]:
+    """Run the comparison and write its folder.
+
+    Returns:
+      One row a run: method, seed, accuracies, what was kept.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    train, evaluation = read_splits(
+        job.data,
+        job.eval_data,
+        job.columns,
+        fraction=job.validation_fraction,
+        seed=job.training.seed,
+    )
+    tests = {"evaluation": evaluation}
+    for word in job.elsewhere:
+        name, equals, place = word.partition("=")
+        if not equals or name in tests:
+            raise ValueError(f"--elsewhere {word!r}: write NAME=FILE, each name once")
+        tests[name] = read(place)
+    reference = evaluation if job.reference_data is None else read(job.reference_data)
+    return compare_on(job, Data(train, tests, reference, job.reference_group), tell)
+
+
+def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = print) -> list[Row]:
+    """Run the comparison on tables at hand."""
+    if job.columns.task != "single-label":
+        raise ValueError(
+            f"compare measures accuracy, and the task is {job.columns.task}; it takes one class a "
+            "row (--task single-label)"
+        )
+    trainings = {text: training_of(text, job.training) for text in job.methods}
+    if len(trainings) < len(job.methods):
+        raise ValueError(f"a method stands twice in --methods {' '.join(job.methods)}")
+    names = labels_of(data.train, job.columns, job.columns.labels, least=2).names
+    loaded = load(job.model, head=Head("sequence", names), key=jax.random.key(0))
+    tell(str(loaded.report))
+    tokenizer = load_tokenizer(loaded.report.folder)
+    columns = dataclasses.replace(
+        job.columns, max_length=min(job.columns.max_length, loaded.model.max_length)
+    )
+    facts = {
+        "recipe": "compare",
+        "weights": loaded.report.sha256,
+        "tokenizer": tokenizer.sha256,
+        "train_rows": data.train.fingerprint,
+        "tests": {name: rows.fingerprint for name, rows in data.tests.items()},
+        "reference": data.reference.fingerprint,
+        "rows": job.rows,
+        **dataclasses.asdict(columns),
+        **dataclasses.asdict(job.training),
+    }
+    claim(job.output_dir, facts)
+    cache = cache_folder() / "tokens"
+
+    def encoded(rows: Table, labelled: bool = True):
+        labels = labels_of(rows, columns, names, least=1) if labelled else None
+        if labelled:
+            return encode_rows(rows, columns, tokenizer, labels, cache=cache)
+        plain = dataclasses.replace(columns, pair=None)
+        return encode_rows(rows, plain, tokenizer, None, cache=cache)
+
+    new = loaded.report.new
+    done = _done(job.output_dir / "runs.jsonl")
+    wanted = [(text, seed) for seed in range(job.seeds) for text in job.methods]
+    left = [pair for pair in wanted if pair not in done]
+    known = job.output_dir / "pretrained.json"
+    if left or not known.exists():
+        bench = bench_of(
+            loaded.model,
+            loaded.params,
+            new,
+            [rules for training in trainings.values() for rules in rules_of(training, new)],
+            {name: encoded(rows) for name, rows in data.tests.items()},
+            encoded(data.reference, labelled=False),
+            None if data.group is None else data.reference[data.group],
+            tell,
+        )
+        before = bench.measure(loaded.params, tests=False)
+        write_json(known, _pretrained(bench, before))
+        for number, (text, seed) in enumerate(left):
+            train = encoded(draw(data.train, columns.label, job.rows, seed))
+            row = _run(bench, before, train, trainings[text], text, seed)
+            done[text, seed] = row
+            with (job.output_dir / "runs.jsonl").open("a", encoding="utf8") as file:
+                file.write(json.dumps(row) + "\n")
+            tell(f"{number + 1}/{len(left)} {_line(row)}")
+    rows = [done[pair] for pair in wanted]
+    _write(job, data, rows, json.loads(known.read_text("utf8")), tell)
+    return rows
+
+
+def training_of(text: str, shared: Training) -> Training:
+    """Return how a method of `--methods` trains.
+
+    Raises:
+      ValueError: if a word cannot be read.
+
+    >>> found = training_of("l2-sp:4+lr=5+train=bias|new", Training(learning_rate=1e-4))
+    >>> found.anchor, found.learning_rate, found.train
+    ('l2-sp:4', 0.0005, ('bias', 'new'))
+    """
+    anchor, *words = text.split("+")
+    name, _ = parse(anchor)
+    if METHODS[name].dosed and ":" not in anchor:
+        anchor = f"{anchor}:{shared.dose:g}"
+    changes: dict[str, Any] = {"anchor": anchor}
+    for word in words:
+        option, _, value = word.partition("=")
+        try:
+            match option:
+                case "lr":
+                    changes["learning_rate"] = shared.learning_rate * float(value)
+                case "decay":
+                    changes["layer_decay"] = float(value)
+                case "train" | "phases":
+                    changes[option] = tuple(value.split("|"))
+                case "coupled" if not value:
+                    changes["coupled"] = True
+                case _:
+                    raise ValueError
+        except ValueError:
+            raise ValueError(
+                f"--methods {text!r}: {word!r} is not lr=FACTOR, decay=FACTOR, coupled, "
+                "train=RULE|RULE or phases=NAME|NAME"
+            ) from None
+    return dataclasses.replace(shared, **changes)
+
+
+def _run(
+    bench: Bench,
+    before: Measured,
+    train: Rows,
+    training: Training,
+    text: str,
+    seed: int,
+) -> Row:
+    training = dataclasses.replace(training, seed=seed)
+    params, new = bench.fresh(seed), bench.new
+    stream = bench.stream(train, training.rows, seed)
+    tuned = finetune(params, new, bench.parts(classification), stream, training, title=text)
+    after = bench.measure(tuned.params)
+    kept = retention(
+        pretrained(params, new),
+        tuned.params,
+        embeddings=(before.embeddings, after.embeddings),
+        groups=bench.groups,
+        resamples=2,  # the intervals here are over seeds
+    )
+    found = {name: accuracy(*pair) for name, pair in after.predictions.items()}
+    others = list(found.values())[1:]
+    retrieved = {"retrieval": kept.tasks[0].after} if kept.tasks else {}
+    assert kept.features is not None
+    return {
+        "method": text,
+        "seed": seed,
+        **found,
+        **({"elsewhere": float(np.mean(others))} if others else {}),
+        **retrieved,
+        "cka": kept.features.value,
+        "moved": kept.whole.distance,
+        "train_loss": _last_loss(tuned.fit.history),
+        "seconds": round(tuned.fit.seconds, 2),
+    }
+
+
+def draw(table: Table, label: str, rows: int, seed: int) -> Table:
+    """Return so many rows of a table, classes alike, drawn by a seed; 0 is all of them.
+
+    Raises:
+      ValueError: if a class has too few rows.
+
+    >>> table = Table({"label": ["a", "b", "a", "b"]}, "four")
+    >>> draw(table, "label", 2, seed=0)["label"]
+    """
+    if not rows:
+        return table
+    labels = np.asarray([str(value) for value in table[label]])
+    names = np.unique(labels)
+    if rows % len(names):
+        raise ValueError(f"--rows {rows} cannot be shared alike by {len(names)} classes")
+    each, chosen = rows // len(names), []
+    for number, name in enumerate(names):
+        mine = np.flatnonzero(labels == name)
+        if len(mine) < each:
+            raise ValueError(
+                f"--rows {rows} asks for {each} rows of class {name!r}, and there are {len(mine)}"
+            )
+        chosen.append(np.random.default_rng([seed, number]).choice(mine, each, replace=False))
+    return table.take(np.sort(np.concatenate(chosen)))
+
+
+def _last_loss(history: Sequence[Mapping[str, float]]) -> float:
+    return [entry["loss"] for entry in history if "loss" in entry][-1]
+
+
+def _done(path: pathlib.Path) -> dict[tuple[str, int], Row]:
+    if not path.exists():
+        return {}
+    rows = [json.loads(line) for line in path.read_text("utf8").splitlines() if line.strip()]
+    return {(row["method"], row["seed"]): row for row in rows}
+
+
+def _line(row: Row) -> str:
+    numbers = [f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float) and k != "seconds"]
+    return f"{row['method']}, seed {row['seed']}: {', '.join(numbers)}"
+
+
+def _pretrained(bench: Bench, before: Measured) -> dict[str, float]:
+    """Return what the untouched model scores in the measures of what is kept."""
+    found = {"cka": 1.0, "moved": 0.0}
+    if bench.groups is not None:
+        found["retrieval"] = same_group_retrieval(before.embeddings, bench.groups).precision
+    return found
+
+
+def _write(
+    job: Compare,
+    data: Data,
+    rows: list[Row],
+    before: dict[str, float],
+    tell: Callable[[str], None],
+) -> None:
+    metrics = [name for name in rows[0] if name not in ("method", "seed", "seconds", "train_loss")]
+    means = summarize(rows, "method", metrics)
+    several, baseline = job.seeds > 1, rows[0]["method"]
+    shown = [
+        {
+            "method": row["method"],
+            **{m: f"{row[m]:.3f} ± {row[f'{m}_sd']:.3f}" if several else row[m] for m in metrics},
+        }
+        for row in means
+    ]
+    shown.append(
+        {
+            "method": "(pretrained)",
+            **{m: f"{before[m]:.3f}" if m in before else "" for m in metrics},
+        }
+    )
+    differences: list[Row] = []
+    if several and len(job.methods) > 1:
+        differences = paired_difference(rows, {"method": baseline}, "method", metrics=metrics)
+    home = next(iter(data.tests))
+    kept = "retrieval" if "retrieval" in metrics else "cka"
+    across = "elsewhere" if "elsewhere" in metrics else home
+    folder = job.output_dir
+    for name, measure in {home: home, across: across}.items():
+        pareto(
+            [_point(text, rows, measure, kept) for text in job.methods],
+            folder / "plots" / f"pareto-{name}.png",
+            pretrained=before[kept],
+            xlabel=KEPT[kept],
+            ylabel=f"accuracy, {measure}",
+        )
+    write_json(
+        folder / "metrics.json",
+        {"runs": rows, "pretrained": before, "means": means, "differences": differences},
+    )
+    columns = ["method", *metrics]
+    text = [f"# {len(job.methods)} methods, {job.seeds} seeds"]
+    text.append(_explained(home, data.group, metrics))
+    text.append(table_markdown(shown, columns))
+    if differences:
+        text.append(f"## Against `{baseline}`, paired by seed")
+        text.append("Mean difference with its 95 % t interval.")
+        plain = [{name: row[name] for name in columns} for row in differences]
+        text.append(table_markdown(plain, columns))
+    text.append(f"![accuracy against retention](plots/pareto-{across}.png)")
+    write_text(folder / "report.md", "\n\n".join(text) + "\n")
+    tell("\n" + table(shown, columns))
+    tell(f"report and plots: {folder}")
+
+
+def _explained(home: str, group: str | None, metrics: Sequence[str]) -> str:
+    words = [f"Mean and standard deviation over seeds. `{home}` is the domain of the training rows"]
+    if "elsewhere" in metrics:
+        words.append("`elsewhere` the mean of the others")
+    if "retrieval" in metrics:
+        words.append(
+            f"`retrieval` how often the nearest other reference row is of the same {group}"
+        )
+    words.append("`cka` the likeness of the features to the pretrained model's")
+    words.append("`moved` the distance of the weights from it.")
+    return ", ".join(words)
+
+
+def _point(text: str, rows: list[Row], measure: str, kept: str) -> Any:
+    mine = [row for row in rows if row["method"] == text]
+    anchor, *words = text.split("+")
+    name, dose = parse(anchor)
+    method = "+".join([name, *words])
+    accuracies, retained = ([row[what] for row in mine] for what in (measure, kept))
+    return point(text, accuracies, retained, method=method, dose=dose)
