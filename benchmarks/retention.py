@@ -23,7 +23,7 @@ METHODS = (
     "l2-sp:0.01",
     "l2-sp:1",
     "l2-sp:4",
-    "l2-sp:1+coupled",
+    "l2-sp+coupled=0.1",
     "ewc:1",
     "recadam:1",
     "mixout:1",

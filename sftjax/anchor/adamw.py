@@ -36,7 +36,8 @@ def adamw(
       dose: $\kappa = \lambda \sum_t \eta_t$ (see `sftjax.anchor.dose`); needs `num_steps`.
       num_steps: how many updates the run makes.
       strength: $\lambda$ itself, instead of a dose; of a sweep, a (traced) array, not checked.
-      coupled: let the pull pass through Adam's normalization as part of the gradient.
+      coupled: let the pull pass through Adam's normalization as part of the gradient; by strength
+        alone, since what a strength does then depends on the size of the gradient.
       weight_decay: $\beta$.
       rates: $r$, a float for each trainable leaf (`Selection.rate`); `None` is 1 everywhere.
       max_grad_norm: clip the gradient's norm over the trainable leaves; `None` never clips.
@@ -52,8 +53,19 @@ def adamw(
 
     >>> tx = adamw(1e-4, dose=1.0, num_steps=500)
     """
+    if dose is not None and coupled:
+        raise ValueError(
+            "a coupled pull has no dose under Adam, which divides it by the size of the gradient: "
+            "give a strength (0.1 is a usual one), let the pull be decoupled, or use `anchor.sgd`"
+        )
     if not isinstance(strength, Array):
-        strength = strength_from(learning_rate, dose=dose, strength=strength, num_steps=num_steps)
+        strength = strength_from(
+            # Adam bounds a coupled pull, which cannot overshoot: the rate is not compared with it.
+            1e-30 if coupled else learning_rate,
+            dose=dose,
+            strength=strength,
+            num_steps=num_steps,
+        )
     elif dose is not None:
         raise ValueError("give a dose or a strength, not both")
     # An array is of a sweep: checked before it became one, and 0 in some of its runs only.

@@ -17,8 +17,9 @@ from sftjax.core import Batch, PyTree, combine, flatten, holes, partition
 LogitsFn = Callable[[PyTree, Batch], Array]
 """`(params, batch) -> logits`, (B, C) or (B, T, C), with nothing random."""
 
-Labels = Literal["expected", "sampled", "given"]
-"""Whose labels the gradients are of: every class by its probability, a draw, or the data's own."""
+Labels = Literal["expected", "sampled", "given", "normal"]
+"""Whose labels the gradients are of: every class by its probability, a draw, the data's own, or a
+normal draw around outputs that are no logits."""
 
 
 def fisher(
@@ -49,7 +50,9 @@ def fisher(
       labels: "expected" sums over all classes, exactly, at C backward passes a row (T C for
         tokens); "sampled" draws each label from the model, unbiased at one pass; "given" takes the
         column `labels`: the empirical Fisher, biased away from the above where the model is wrong.
-      key: PRNG key of the draws, for "sampled".
+        "normal" takes the outputs for the mean of a unit normal, as those of a regression or an
+        embedding are: the mean of $\sum_j (\partial f_j / \partial w_i)^2$, at one pass a row.
+      key: PRNG key of the draws, for "sampled" and "normal".
       chunk: examples differentiated at a time. Memory is about `2 * chunk` copies of the anchored
         leaves, and the activations of `chunk` rows.
 
@@ -74,8 +77,8 @@ def fisher(
     """
     if labels not in get_args(Labels):
         raise ValueError(f"labels is {labels!r}; choose one of {', '.join(get_args(Labels))}")
-    if labels == "sampled" and key is None:
-        raise ValueError("sampled labels need a key, for example key=jax.random.key(0)")
+    if labels in ("sampled", "normal") and key is None:
+        raise ValueError(f"{labels} labels need a key, for example key=jax.random.key(0)")
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it is a number of examples, 1 or more")
     moving, frozen = _split(params, anchored)
@@ -120,7 +123,7 @@ def _squares(
 
     def logits_of(moving: PyTree) -> Array:
         logits = logits_fn(combine(moving, frozen), example)
-        _check_logits(logits, counts)
+        _check_logits(logits, counts, fewest=1 if labels == "normal" else 2)
         return logits[0].astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     logits, pullback = jax.vjp(logits_of, moving)
@@ -130,6 +133,8 @@ def _squares(
     def square(score: Array) -> PyTree:
         return jax.tree.map(jnp.square, pullback(score)[0])
 
+    if labels == "normal":
+        return square(counts * jax.random.normal(key, logits.shape, logits.dtype))
     if labels != "expected":
         drawn = jax.random.categorical(key, logits) if labels == "sampled" else columns["labels"]
         # A label below 0 (a token that does not count) is a row of zeros here, and counts 0.
@@ -207,7 +212,7 @@ def _counts(number: int, batch: Batch, columns: Batch, labels: Labels) -> np.nda
     return counts
 
 
-def _check_logits(logits: Array, counts: Array) -> None:
+def _check_logits(logits: Array, counts: Array, fewest: int) -> None:
     """Refuse, while tracing, logits that are not one example's."""
     if logits.ndim != counts.ndim + 2 or logits.shape[0] != 1:
         tokens = "; logits of tokens, (B, T, C), need `valid` (B, T)" if logits.ndim == 3 else ""
@@ -219,7 +224,7 @@ def _check_logits(logits: Array, counts: Array) -> None:
         raise ValueError(
             f"logits_fn gave {logits.shape[1:-1]} tokens a row, and `valid` has {counts.shape}"
         )
-    if logits.shape[-1] < 2:
+    if logits.shape[-1] < fewest:
         raise ValueError(
             "logits_fn gave a single logit: one class is certain, and its Fisher is zero. For a "
             "yes/no output give the two logits (0, z)"

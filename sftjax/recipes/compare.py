@@ -54,7 +54,8 @@ class Compare:
     """The comparison's folder: a row a run, report, plot. The same command goes on where it was."""
     methods: tuple[str, ...] = DEFAULT
     """NAME or NAME:DOSE as for --anchor; further words after +: `lr=5` multiplies the learning
-    rate, `train=bias|new`, `phases=lp|ft`, `decay=0.7`, `coupled`. The first is the baseline."""
+    rate, `train=bias|new`, `phases=lp|ft`, `decay=0.7`, `coupled=0.1` (a strength). The first
+    method is the baseline."""
     seeds: int = 4
     """Runs of each method; a seed decides the rows, their order and the head."""
     rows: int = 0
@@ -201,13 +202,14 @@ def training_of(text: str, shared: Training) -> Training:
                     changes["layer_decay"] = float(value)
                 case "train" | "phases":
                     changes[option] = tuple(value.split("|"))
-                case "coupled" if not value:
-                    changes["coupled"] = True
+                case "coupled":
+                    changes |= {"coupled": True, "strength": float(value)}
                 case _:
                     raise ValueError
         except ValueError:
             raise ValueError(
-                f"--methods {text!r}: {word!r} is not lr=FACTOR, decay=FACTOR, coupled, "
+                f"--methods {text!r}: {word!r} is not lr=FACTOR, decay=FACTOR, "
+                "coupled=STRENGTH, "
                 "train=RULE|RULE or phases=NAME|NAME"
             ) from None
     return dataclasses.replace(shared, **changes)
@@ -258,6 +260,7 @@ def draw(table: Table, label: str, rows: int, seed: int) -> Table:
 
     >>> table = Table({"label": ["a", "b", "a", "b"]}, "four")
     >>> draw(table, "label", 2, seed=0)["label"]
+    ['a', 'b']
     """
     if not rows:
         return table

@@ -24,6 +24,7 @@ from sftjax.core import (
 )
 from sftjax.recipes.methods import (
     METHODS,
+    STRONG,
     Method,
     Parts,
     Setting,
@@ -72,8 +73,11 @@ class Training:
     last:K), or any rule; `NAME@SHARE` gives it a share of the updates."""
     probe_learning_rate: float = 1e-3
     """Peak of the schedule in phases that move nothing pretrained."""
+    strength: float | None = None
+    """The pull of l2-sp and ewc itself, instead of a dose."""
     coupled: bool = False
-    """Let the pull pass through Adam as part of the gradient, instead of beside it."""
+    """Let that pull pass through Adam as part of the gradient, instead of beside it. It has no dose
+    then: give --strength (0.1 is a usual one)."""
     learning_rate: float = 1e-4
     """Peak of the schedule: linear warmup, linear decay to zero."""
     warmup_ratio: float = 0.1
@@ -296,6 +300,12 @@ def plan_of(
     if training.phases and all(path in new for path in flatten(trainable)):
         name, peak = "none", training.probe_learning_rate
     dose = next(given for given in (dose, own, training.dose) if given is not None)
+    if training.strength is not None:
+        if name not in STRONG:
+            raise ValueError(
+                f"--strength is the pull of {' and '.join(STRONG)}; anchor {name!r} takes a dose"
+            )
+        dose = 1.0 if training.strength else 0.0  # stands for "some" until the strength is used
     holds = METHODS[name].holds and (dose > 0 or not METHODS[name].dosed)
     anchor = anchor_of(params, chosen.trainable, new=new) if holds else None
     schedule = linear_schedule(peak, num_steps, warmup_ratio=training.warmup_ratio)
@@ -312,6 +322,7 @@ def plan_of(
             "max_grad_norm": training.max_grad_norm or None,
         },
         key=jax.random.key(training.seed),
+        strength=training.strength,
         coupled=training.coupled,
     )
     return Plan(chosen, anchor, schedule, build_method(name, setting))
@@ -364,7 +375,9 @@ def told(training: Training, strength: float, leaves: int) -> str:
     words = [METHODS[name].title]
     if name in ("l2-sp", "ewc"):
         words.append("coupled" if training.coupled else "decoupled")
-    if METHODS[name].dosed:
+    if training.strength is not None:
+        words.append(f"strength {training.strength:g}")
+    elif METHODS[name].dosed:
         words.append(f"dose {dose:g}" + (f" ({strength:.4g})" if strength else ""))
     return ", ".join([*words, *([f"{leaves} leaves"] if leaves else [])])
 

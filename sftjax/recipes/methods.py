@@ -66,6 +66,8 @@ class Setting(NamedTuple):
     options: Mapping[str, Any]
     """Further arguments of the optimizer: `weight_decay`, `rates`, `max_grad_norm`."""
     key: Array
+    strength: float | None = None
+    """The pull itself, instead of the dose."""
     coupled: bool = False
 
 
@@ -144,8 +146,21 @@ def _none(s: Setting) -> Method:
 
 
 def _l2_sp(s: Setting) -> Method:
-    strength = strength_of(s.dose, s.learning_rate, s.num_steps)
-    tx = adamw(s.learning_rate, strength=strength, coupled=s.coupled, **s.options)
+    if s.strength is None and s.coupled:
+        raise ValueError(
+            "a coupled pull has no dose under Adam, which divides it by the size of the gradient: "
+            "give --strength (0.1 is a usual one), or leave --coupled out"
+        )
+    strength = s.strength
+    if strength is None:
+        strength = strength_of(s.dose, s.learning_rate, s.num_steps)
+    tx = adamw(
+        s.learning_rate,
+        strength=strength,
+        num_steps=s.num_steps,
+        coupled=s.coupled,
+        **s.options,
+    )
     return _none(s)._replace(tx=tx, strength=strength)
 
 
@@ -154,8 +169,13 @@ def _ewc(s: Setting) -> Method:
     # A Fisher is heavy-tailed: what a decoupled pull cannot carry in one update is cut off.
     cap = importance_cap(method.strength, s.learning_rate, s.num_steps)
 
+    def features(params: PyTree, batch: Batch) -> Array:
+        return s.parts.features(params, batch, None)
+
     def importance(params: PyTree, anchor: PyTree, batches: Iterable[Batch]) -> PyTree:
-        return normalized(_fisher(s, params, anchor, batches), cap=None if s.coupled else cap)
+        # Of the features, which pretraining made: a fresh head would say what the new task needs.
+        found = fisher(features, params, anchor, batches, labels="normal", key=s.key)
+        return normalized(found, cap=None if s.coupled else cap)
 
     return method._replace(importance=importance)
 
@@ -264,7 +284,8 @@ def _child_f(s: Setting) -> Method:
 
 def _child_d(s: Setting) -> Method:
     def importance(params: PyTree, anchor: PyTree, batches: Iterable[Batch]) -> PyTree:
-        return fisher_mask(_fisher(s, params, anchor, batches), 0.3)
+        found = fisher(lambda p, batch: s.parts.logits(p, batch, None), params, anchor, batches)
+        return fisher_mask(found, 0.3)
 
     return _none(s)._replace(importance=importance, element_mask=True)
 
@@ -280,10 +301,6 @@ def _lisa(s: Setting) -> Method:
     inner = adamw(s.learning_rate, **s.options)
     every = max(1, min(20, s.num_steps // 5))
     return _none(s)._replace(tx=lisa(inner, blocks, active=1, every=every, key=s.key))
-
-
-def _fisher(s: Setting, params: PyTree, anchor: PyTree, batches: Iterable[Batch]) -> PyTree:
-    return fisher(lambda p, batch: s.parts.logits(p, batch, None), params, anchor, batches)
 
 
 METHODS: dict[str, Known] = {
@@ -306,6 +323,9 @@ METHODS: dict[str, Known] = {
     "lisa": Known(_lisa, "LISA", dosed=False, holds=False),
 }
 """Name -> method; `--anchor` and `compare` take these."""
+
+STRONG = ("l2-sp", "ewc")
+"""Methods whose pull can be given as it is, instead of by a dose."""
 
 
 def masked(method: Method, mask: PyTree) -> Method:

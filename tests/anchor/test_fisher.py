@@ -249,3 +249,31 @@ def test_what_has_no_fisher_is_refused(change, message):
     }
     with pytest.raises(ValueError, match=message):
         fisher(linear, **(call | change))
+
+
+def test_outputs_of_a_unit_normal_are_weighed_by_their_squared_jacobian():
+    """Of x W + b the squared Jacobian is x^2 for every output; the draws average to it."""
+    with jax.enable_x64(True):
+        x = rows_of(20000)
+        found = fisher(
+            linear, linear_params(), everywhere(linear_params()), streamed(x, 500),
+            labels="normal", key=jax.random.key(0), chunk=500,
+        )  # fmt: skip
+    expected = np.square(x).mean(0)[:, None] * np.ones((1, CLASSES))
+    np.testing.assert_allclose(found["kernel"], expected, rtol=0.06)
+    np.testing.assert_allclose(found["bias"], np.ones(CLASSES), rtol=0.04)
+
+
+def test_a_single_output_is_a_regression_and_no_class():
+    params = {"w": jnp.ones(3)}
+    batch = [{"x": jnp.ones((2, 3))}]
+
+    def one(params, batch):
+        return (batch["x"] @ params["w"])[:, None]
+
+    with pytest.raises(ValueError, match="single logit"):
+        fisher(one, params, {"w": True}, batch)
+    found = fisher(one, params, {"w": True}, batch, labels="normal", key=jax.random.key(0))
+    assert np.isfinite(found["w"]).all()
+    with pytest.raises(ValueError, match="normal labels need a key"):
+        fisher(one, params, {"w": True}, batch, labels="normal")

@@ -130,6 +130,9 @@ def test_retention_is_measured_by_default_and_on_named_data(tiny_model, reviews,
     ({"dose": 500.0}, "overshoot"),
     ({"layer_decay": 1.5}, "layer-wise decay lies in"),
     ({"anchor": "lisa"}, "fewer than two do"),
+    ({"coupled": True}, "a coupled pull has no dose under Adam"),
+    ({"anchor": "mixout", "strength": 0.1}, "--strength is the pull of l2-sp and ewc"),
+    ({"strength": 1e6}, "overshoot|lower the strength"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_before_compilation(
     options, message, tiny_model, reviews, tmp_path
