@@ -70,8 +70,8 @@ def runs(folder: pathlib.Path, methods: Any, seeds: int) -> list[dict[str, Any]]
     from sftjax.data import fetch, read
     from sftjax.data.rated_sentences import prepare_sentences, retrieval_set
     from sftjax.recipes.compare import Compare, Data, compare_on
-    from sftjax.recipes.finetune import Training
     from sftjax.recipes.text_rows import Columns
+    from sftjax.recipes.training import Training
 
     archive = fetch("rated-sentences")
     builders = prepare_sentences(archive, configs=("movie", *ELSEWHERE))

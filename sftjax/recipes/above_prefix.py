@@ -12,10 +12,11 @@ from sftjax.data import Batches, cache_folder
 from sftjax.hub import LoadReport
 from sftjax.models import Model, split
 from sftjax.objectives import Apply
-from sftjax.recipes.finetune import Training, rules_of
 from sftjax.recipes.methods import Parts
+from sftjax.recipes.plan import rules_of
 from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.text_rows import Rows
+from sftjax.recipes.training import Training
 from sftjax.select import frozen_below, select
 from sftjax.train import keep_prefix, with_prefix
 

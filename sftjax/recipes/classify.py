@@ -6,7 +6,7 @@ sftjax classify --model FOLDER --data reviews.csv --train last:2 --dose 1 --outp
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,9 @@ from sftjax.hub import Data, LoadReport, Metric, card_of, load, load_tokenizer, 
 from sftjax.models import Head, Model
 from sftjax.objectives import Apply, objective_of
 from sftjax.recipes.above_prefix import Stream, above_prefix
-from sftjax.recipes.finetune import Training, Tuned, finetune, pretrained, told
+from sftjax.recipes.finetune import finetune
 from sftjax.recipes.keeping import Embedder, Reference, kept, reference_rows
+from sftjax.recipes.plan import pretrained, told
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.scoring import Scorer
 from sftjax.recipes.text_parts import text_parts
@@ -41,7 +42,11 @@ from sftjax.recipes.text_rows import (
     labels_of,
     read_splits,
 )
+from sftjax.recipes.training import Training, Tuned
 from sftjax.train import claim
+
+if TYPE_CHECKING:
+    from sftjax.recipes.sweep import Swept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +76,9 @@ class Classify:
     """Share of the target spread evenly over all classes."""
     balanced_classes: bool = False
     """Weigh classes by the inverse of how often they occur in the training rows."""
+    sweep: str = ""
+    """Many runs in one compiled step: `seeds=8,dose=0:4:5`; axes seeds, dose, strength,
+    learning_rate, values a number, a list a|b|c or start:stop:count. No model is saved."""
 
     @property
     def eval_rows(self) -> int:
@@ -88,7 +96,7 @@ class Classified(NamedTuple):
     folder: pathlib.Path
 
 
-def classify(job: Classify, tell: Callable[[str], None] = print) -> Classified:
+def classify(job: Classify, tell: Callable[[str], None] = print) -> "Classified | Swept":
     """Run the recipe; everything that could be wrong with the input is refused before compilation.
 
     Args:
@@ -98,6 +106,10 @@ def classify(job: Classify, tell: Callable[[str], None] = print) -> Classified:
     Raises:
       ValueError: for bad input, saying where it is and what to do.
     """
+    if job.sweep:
+        from sftjax.recipes.sweep import sweep
+
+        return sweep(job, tell)
     train_table, eval_table = read_splits(
         job.data,
         job.eval_data,

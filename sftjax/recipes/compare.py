@@ -28,10 +28,12 @@ from sftjax.hub import load, load_tokenizer
 from sftjax.models import Head
 from sftjax.objectives import classification
 from sftjax.recipes.bench import Bench, Measured, bench_of
-from sftjax.recipes.finetune import Training, finetune, pretrained, rules_of
+from sftjax.recipes.finetune import finetune
 from sftjax.recipes.methods import METHODS, parse
+from sftjax.recipes.plan import pretrained, rules_of
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows, labels_of, read_splits
+from sftjax.recipes.training import Training
 from sftjax.train import claim
 
 Row = dict[str, Any]

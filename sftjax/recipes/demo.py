@@ -37,12 +37,14 @@ from sftjax.evaluate import (
 from sftjax.hub import Data, LoadReport, Metric, Tokenizer, card_of, load, load_tokenizer, save
 from sftjax.models import Head, Model
 from sftjax.objectives import classification
-from sftjax.recipes.finetune import Training, Tuned, finetune, pretrained
+from sftjax.recipes.finetune import finetune
 from sftjax.recipes.keeping import Embedder
+from sftjax.recipes.plan import pretrained
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.scoring import Scorer
 from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows, labels_of
+from sftjax.recipes.training import Training, Tuned
 from sftjax.train import compile_step, fit, init, make_step
 
 HOME = "movie"

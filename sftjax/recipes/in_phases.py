@@ -9,20 +9,11 @@ import jax.numpy as jnp
 
 from sftjax.anchor import anchor_of
 from sftjax.core import Fixed, PyTree, TrainState, combine, flatten, partition
-from sftjax.recipes.finetune import (
-    LESS_IS_BETTER,
-    Plan,
-    Stream,
-    Training,
-    Tuned,
-    loop_options,
-    plan_of,
-    pretrained,
-    with_rates,
-)
 from sftjax.recipes.methods import METHODS, Method, Parts, parse
 from sftjax.recipes.phase_words import phases_of_words, with_new
+from sftjax.recipes.plan import Plan, loop_options, plan_of, pretrained, with_rates
 from sftjax.recipes.progress import progress
+from sftjax.recipes.training import LESS_IS_BETTER, Stream, Training, Tuned
 from sftjax.select import describe
 from sftjax.train import Fit, Phase, compile_step, make_step, replicate, run_phases, spread
 

@@ -8,7 +8,7 @@ import tyro
 
 from sftjax.core import PyTree, count, flatten, nbytes
 from sftjax.hub import load
-from sftjax.recipes.finetune import Training
+from sftjax.recipes.training import Training
 from sftjax.select import describe, select, stacks
 
 

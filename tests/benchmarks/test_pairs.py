@@ -9,7 +9,10 @@ import time
 import pytest
 
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = ("step_overhead", "freezing", "hf_flax", "torch_trainer")
+SCRIPTS = (
+    "step_overhead", "freezing", "hf_flax", "torch_trainer", "retention", "kumar_theory",
+    "anchor_cost", "prefix", "sweep",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

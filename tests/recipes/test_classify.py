@@ -14,8 +14,8 @@ import pytest
 from sftjax.cli import main
 from sftjax.hub import load
 from sftjax.recipes.classify import Classify, classify
-from sftjax.recipes.finetune import Training
 from sftjax.recipes.text_rows import Columns
+from sftjax.recipes.training import Training
 
 QUICK = {"per_device_train_batch_size": 2, "learning_rate": 1e-3, "logging_steps": 5}
 LEARN = {"max_steps": 100, "eval_steps": 50, "learning_rate": 2e-3, "dose": 0.1}

@@ -11,10 +11,10 @@ from sftjax.cli import main
 from sftjax.core import flatten
 from sftjax.recipes.classify import Classify, classify
 from sftjax.recipes.compare import Compare, compare, training_of
-from sftjax.recipes.finetune import Training
 from sftjax.recipes.keeping import Reference
 from sftjax.recipes.methods import METHODS
 from sftjax.recipes.phase_words import phases_of_words
+from sftjax.recipes.training import Training
 
 SHORT = Training(
     train=("last:1",), max_steps=6, per_device_train_batch_size=4, eval_steps=6, dose=1.0,

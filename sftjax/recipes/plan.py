@@ -1,0 +1,140 @@
+"""What a run is to do, decided from its settings before anything is compiled."""
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sftjax.anchor import anchor_of
+from sftjax.core import PyTree, flatten, map_with_path, partition
+from sftjax.recipes.methods import METHODS, STRONG, Method, Parts, Setting, build_method, parse
+from sftjax.recipes.phase_words import phases_of_words, with_new
+from sftjax.recipes.training import LESS_IS_BETTER, Training
+from sftjax.select import Selection, layerwise, scaled, select
+from sftjax.train import Record, linear_schedule
+
+
+class Plan(NamedTuple):
+    """What a run is to do, before anything is compiled."""
+
+    selection: Selection
+    anchor: PyTree | None
+    schedule: optax.Schedule
+    method: Method
+
+
+def plan_of(
+    params: PyTree,
+    new: Collection[str],
+    parts: Parts,
+    training: Training,
+    rules: list[tuple[str, float]],
+    num_steps: int,
+    *,
+    dose: float | None = None,
+) -> Plan:
+    """Choose what moves and build the method that holds it.
+
+    Raises:
+      ValueError: if a rule, the anchor's name or the dose does not fit the tree.
+    """
+    name, own = parse(training.anchor)
+    chosen = select(params, rules, new=new)
+    if training.layer_decay != 1.0:
+        chosen = scaled(chosen, layerwise(params, training.layer_decay))
+    trainable = partition(params, chosen.trainable)[0]
+    dose = next(given for given in (dose, own, training.dose) if given is not None)
+    if training.strength is not None:
+        if name not in STRONG:
+            raise ValueError(
+                f"--strength is the pull of {' and '.join(STRONG)}; anchor {name!r} takes a dose"
+            )
+        dose = 1.0 if training.strength else 0.0  # stands for "some" until the strength is used
+    peak = training.learning_rate
+    if training.phases and all(path in new for path in flatten(trainable)):
+        name, peak = "none", training.probe_learning_rate
+    holds = METHODS[name].holds and (dose > 0 or not METHODS[name].dosed)
+    anchor = anchor_of(params, chosen.trainable, new=new) if holds else None
+    schedule = linear_schedule(peak, num_steps, warmup_ratio=training.warmup_ratio)
+    setting = Setting(
+        dose=dose,
+        learning_rate=schedule,
+        num_steps=num_steps,
+        trainable=trainable,
+        new=tuple(new),
+        parts=parts,
+        options={
+            "weight_decay": training.weight_decay,
+            "rates": chosen.rate,
+            "max_grad_norm": training.max_grad_norm or None,
+        },
+        key=jax.random.key(training.seed),
+        strength=training.strength,
+        coupled=training.coupled,
+    )
+    return Plan(chosen, anchor, schedule, build_method(name, setting))
+
+
+def rules_of(training: Training, new: Collection[str]) -> list[list[tuple[str, float]]]:
+    """Return the rules of a run, or those of each of its phases.
+
+    >>> rules_of(Training(phases=("lp", "ft")), ["head"])
+    [[('new', 1.0)], [('last:2', 1.0)]]
+    """
+    if not training.phases:
+        return [training.rules()]
+    phases = phases_of_words(training.phases, training.rules(), 10**6)
+    return [with_new(rules, new) for _, rules, _ in phases]
+
+
+def loop_options(training: Training, every: int) -> dict[str, Any]:
+    """Return the arguments of `fit` that a `Training` decides."""
+    return {
+        "eval_steps": every,
+        "metric": training.metric_for_best_model,
+        "greater_is_better": not training.metric_for_best_model.endswith(LESS_IS_BETTER),
+        "patience": training.early_stopping_patience,
+        "save_steps": training.save_steps or every,
+        "log_steps": training.logging_steps,
+    }
+
+
+def with_rates(history: list[Record], schedule: optax.Schedule, begin: int = 0) -> list[Record]:
+    """Return the history with the learning rate of each training record."""
+    return [
+        {**entry, "learning_rate": float(jnp.asarray(schedule(int(entry["step"]) - 1 - begin)))}
+        if "loss" in entry
+        else entry
+        for entry in history
+    ]
+
+
+def told(training: Training, strength: float, leaves: int) -> str:
+    """Return in words how a run was held to its pretrained weights, "" if it was not.
+
+    >>> told(Training(), 0.5, 40)
+    'L2-SP, decoupled, dose 1 (0.5), 40 leaves'
+    """
+    name, own = parse(training.anchor)
+    dose = training.dose if own is None else own
+    if name == "none" or (METHODS[name].dosed and not dose):
+        return ""
+    words = [METHODS[name].title]
+    if name in ("l2-sp", "ewc"):
+        words.append("coupled" if training.coupled else "decoupled")
+    if training.strength is not None:
+        words.append(f"strength {training.strength:g}")
+    elif METHODS[name].dosed:
+        words.append(f"dose {dose:g}" + (f" ({strength:.4g})" if strength else ""))
+    return ", ".join([*words, *([f"{leaves} leaves"] if leaves else [])])
+
+
+def pretrained(params: PyTree, new: Collection[str]) -> PyTree:
+    """Return the params with holes where a leaf has no pretrained value.
+
+    >>> pretrained({"trunk": 1, "head": 2}, ["head"])
+    {'head': None, 'trunk': 1}
+    """
+    return map_with_path(lambda path, leaf: None if path in new else leaf, params)

@@ -1,0 +1,130 @@
+"""How to train, in words that users know; what it reads; what it gives."""
+
+import dataclasses
+from typing import NamedTuple, Protocol
+
+import jax
+
+from sftjax.core import Batch, PyTree
+from sftjax.select import Description, Selection
+from sftjax.train import Fit
+
+LESS_IS_BETTER = ("loss", "mse", "rmse", "mae", "nll", "brier", "ece")
+"""Endings of metrics of which the smallest value is the best."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How to train. Names are those that users of transformers and TRL know."""
+
+    train: tuple[str, ...] = ("last:2",)
+    """What moves: `all`, `last:K` blocks, `head`, `new`, or path patterns; `PATTERN=RATE`
+    multiplies the learning rate. The first match decides."""
+    anchor: str = "l2-sp"
+    """How what moves is held to what pretraining taught: l2-sp, ewc, recadam, difference, mixout,
+    features, logits, ema, wise-ft take the dose; none, spd, r3f, smart, sam, child-f, child-d, lisa
+    have none."""
+    dose: float = 1.0
+    """How strongly: 0 not at all, 1 leaves about 0.6 of the distance that would be travelled
+    without an anchor, 4 a quarter. A new head is never held."""
+    layer_decay: float = 1.0
+    """Multiply the learning rate by this for each block further from the top (BEiT numbering)."""
+    phases: tuple[str, ...] = ()
+    """Train in phases: `lp` (what is new), `ft` (what --train names), `gradual:K` (last:1, ...,
+    last:K), or any rule; `NAME@SHARE` gives it a share of the updates."""
+    probe_learning_rate: float = 1e-3
+    """Peak of the schedule in phases that move nothing pretrained."""
+    strength: float | None = None
+    """The pull of l2-sp and ewc itself, instead of a dose."""
+    coupled: bool = False
+    """Let that pull pass through Adam as part of the gradient, instead of beside it. It has no dose
+    then: give --strength (0.1 is a usual one)."""
+    learning_rate: float = 1e-4
+    """Peak of the schedule: linear warmup, linear decay to zero."""
+    warmup_ratio: float = 0.1
+    """Share of the updates spent warming up."""
+    num_train_epochs: float = 3.0
+    """Passes over the training rows."""
+    max_steps: int = 0
+    """Updates; overrides the epochs when above 0."""
+    per_device_train_batch_size: int = 32
+    """Rows per device and micro-batch."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches per update."""
+    weight_decay: float = 0.01
+    """Plain decay of matrices that have no anchor."""
+    max_grad_norm: float = 1.0
+    """Clip the gradient's norm over the trainable leaves; 0 never clips."""
+    dropout: bool = False
+    """Use the dropout rates of the model's config while training."""
+    bf16: bool = False
+    """Compute in bfloat16 and keep frozen weights in it; trainable weights stay float32."""
+    seed: int = 0
+    """Of the new head, the order of rows and dropout."""
+    eval_steps: int = 0
+    """Updates between evaluations; 0 is once an epoch."""
+    early_stopping_patience: int = 0
+    """Stop after this many evaluations without a new best; 0 never."""
+    metric_for_best_model: str = "eval_loss"
+    """Which evaluation number picks the weights that are kept."""
+    save_steps: int = 0
+    """Updates between checkpoints; 0 is at every evaluation."""
+    logging_steps: int = 10
+    """Updates in a record of the history."""
+
+    def rules(self) -> list[tuple[str, float]]:
+        """Return `train` as rules with rates.
+
+        >>> Training(train=("last:1=0.5", "head")).rules()
+        [('last:1', 0.5), ('head', 1.0)]
+        """
+        rules = []
+        for text in self.train:
+            pattern, _, rate = text.partition("=")
+            try:
+                rules.append((pattern, float(rate) if rate else 1.0))
+            except ValueError:
+                raise ValueError(
+                    f"--train {text!r}: write PATTERN or PATTERN=RATE, as in 'last:2=0.5'"
+                ) from None
+        return rules
+
+    @property
+    def rows(self) -> int:
+        """Rows in one update."""
+        per_device = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        return per_device * jax.device_count()
+
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Return the updates in the run.
+
+        >>> Training(num_train_epochs=0.5).num_steps(30)
+        15
+        """
+        return self.max_steps or max(1, round(self.num_train_epochs * steps_per_epoch))
+
+
+class Stream(Protocol):
+    """Training batches whose content is a function of the update's number."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in one pass."""
+        ...
+
+    def at(self, step: int, /) -> Batch:
+        """Return the batch of an update, counted from 0."""
+        ...
+
+
+class Tuned(NamedTuple):
+    """What fine-tuning gives."""
+
+    params: PyTree
+    """The best weights, whole tree."""
+    fit: Fit
+    selection: Selection
+    description: Description
+    strength: float
+    """What the dose came to (see `methods.Method.strength`); 0 without one."""
+    num_steps: int
