@@ -93,7 +93,6 @@ def compare(job: Compare, tell: Callable[[str], None] = print) -> list[Row]:
     Returns:
       One row a run: method, seed, accuracies, what was kept.
     """
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     train, evaluation = read_splits(
         job.data,
         job.eval_data,
@@ -113,6 +112,8 @@ def compare(job: Compare, tell: Callable[[str], None] = print) -> list[Row]:
 
 def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = print) -> list[Row]:
     """Run the comparison on tables at hand."""
+    # The seeds of a method run the same program, each compiled only for the first of them.
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     if job.columns.task != "single-label":
         raise ValueError(
             f"compare measures accuracy, and the task is {job.columns.task}; it takes one class a "
