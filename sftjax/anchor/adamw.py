@@ -68,9 +68,10 @@ def adamw(
         )
     elif dose is not None:
         raise ValueError("give a dose or a strength, not both")
+    pull = []
     # An array is of a sweep: checked before it became one, and 0 in some of its runs only.
-    pulls = isinstance(strength, Array) or bool(strength)
-    pull = [add_decayed_difference(strength)] if pulls else []
+    if strength is not None and (isinstance(strength, Array) or strength > 0):
+        pull = [add_decayed_difference(strength)]
     return optax.with_extra_args_support(
         optax.chain(
             *([] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]),
