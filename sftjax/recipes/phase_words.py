@@ -12,18 +12,18 @@ def phases_of_words(
 
     Args:
       words: `lp`, `ft`, `gradual:K` or any rule of `select`, each with an optional `@SHARE` of the
-        updates; what no share claims is dealt out evenly.
+        updates (what no share claims is dealt out evenly); one by one, or with commas in between.
       rules: what `ft` stands for.
       num_steps: updates in all.
 
     Raises:
       ValueError: if a share or number cannot be read, or the updates do not go round.
 
-    >>> phases_of_words(["lp@0.25", "ft"], [("all", 1.0)], 100)
+    >>> phases_of_words(["lp@0.25,ft"], [("all", 1.0)], 100)
     [('lp', [('new', 1.0)], 25), ('ft', [('all', 1.0)], 75)]
     """
     named: list[tuple[str, Rules, float | None]] = []
-    for word in words:
+    for word in ",".join(words).split(","):
         name, at, text = word.partition("@")
         try:
             share = float(text) if at else None

@@ -236,3 +236,17 @@ def test_the_step_lowers_for_accelerators(platform):
     shapes = jax.eval_shape(lambda *args: args, state, fixed, batch_of())
     exported = jax.export.export(compile_step(step), platforms=[platform])(*shapes)
     assert exported.platforms == (platform,)
+
+
+@pytest.mark.parametrize(("importance", "message"), [
+    ({"a": jnp.ones(2), "b": jnp.ones(1)}, "the importance has a leaf at 'b'"),
+    ({"a": None, "b": None}, "the anchor has a leaf at 'a'"),
+    ({"a": jnp.ones(3), "b": None}, r"the importance of 'a' has shape \(3,\)"),
+    ({"a": jnp.array([1.0, jnp.nan]), "b": None}, "the importance of 'a' holds NaN"),
+])  # fmt: skip
+def test_an_importance_that_does_not_fit_is_refused_before_compilation(importance, message):
+    params = {"a": jnp.ones(2), "b": jnp.ones(1)}
+    moves = {"a": True, "b": True}
+    anchor = {"a": params["a"], "b": None}
+    with pytest.raises(ValueError, match=message):
+        init(params, moves, optax.sgd(0.1), jax.random.key(0), anchor=anchor, importance=importance)
