@@ -103,6 +103,11 @@ def runs(folder: pathlib.Path, methods: Any, seeds: int) -> list[dict[str, Any]]
     return compare_on(job, data)
 
 
+def named(method: str) -> str:
+    """Return a method as code in a table, where a bar would end the cell."""
+    return f"`{method}`".replace("|", "\\|")
+
+
 def report(rows: list[dict[str, Any]], methods: Any) -> tuple[list[Any], dict[str, Any]]:
     """Return the table of means, that of paired differences, and both as facts."""
     from sftjax.evaluate import cell, paired_difference, summarize
@@ -111,7 +116,7 @@ def report(rows: list[dict[str, Any]], methods: Any) -> tuple[list[Any], dict[st
     means = summarize(rows, "method", metrics)
     table = [
         {
-            "method": f"`{row['method']}`",
+            "method": named(row["method"]),
             **{name: f"{row[name]:.3f} ± {row[f'{name}_sd']:.3f}" for name in metrics},
         }
         for row in means
@@ -126,7 +131,7 @@ def report(rows: list[dict[str, Any]], methods: Any) -> tuple[list[Any], dict[st
             apart += paired_difference(chosen, {"method": base}, "method", metrics=metrics)
     differences = [
         {
-            "method, less `none` of its rate": f"`{row['method']}`",
+            "method, less `none` of its rate": named(row["method"]),
             **{name: cell(row[name]) for name in metrics},
         }
         for row in apart
