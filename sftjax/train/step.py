@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.core import Tracer
 
 from sftjax.core import (
     Aux,
@@ -221,7 +222,7 @@ def _check_importance(importance: dict[str, Array], anchor: dict[str, Array]) ->
                 f"the importance of {path!r} has shape {jnp.shape(leaf)}, its anchor "
                 f"{jnp.shape(anchor[path])}; give one weight a scalar"
             )
-        if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.isfinite(leaf).all()):
+        if not isinstance(leaf, Tracer) and not bool(jnp.isfinite(leaf).all()):
             raise ValueError(
                 f"the importance of {path!r} holds NaN or infinity; look at the rows and the "
                 "gradients that it was made of"
