@@ -24,7 +24,7 @@ def side_branch(apply: Apply, plan: Plan, *, scale: Array | float = 1.0) -> Appl
     a kernel's size is made, and no gradient of the base is asked for.
 
     Args:
-      apply: `(params, batch, key=None, ...) -> output`, with modules of the paths that `params` have.
+      apply: `(params, batch, key=None, ...) -> output`, with modules at the paths of `params`.
       plan: where the branches are.
       scale: how much of the adapter counts; 0 is the base model, at the same price.
 
