@@ -7,6 +7,14 @@ from sftjax.adapters.kind import Call, Kind, Site
 from sftjax.adapters.lora import lora, lora_plus
 from sftjax.adapters.merge import add_adapters, merge_adapter, scale_adapter, unmerge_adapter
 from sftjax.adapters.plan import Plan, Planned, attach, check_adapter, plan_adapter, shapes_of
+from sftjax.adapters.product import (
+    anchored_change,
+    base_outputs,
+    change_penalty,
+    linear_leaves,
+    reference_from_base,
+    with_adapter,
+)
 
 __all__ = [
     "Call",
@@ -15,17 +23,23 @@ __all__ = [
     "Planned",
     "Site",
     "add_adapters",
+    "anchored_change",
     "attach",
+    "base_outputs",
+    "change_penalty",
     "check_adapter",
     "dora",
     "ia3",
+    "linear_leaves",
     "lora",
     "lora_plus",
     "merge_adapter",
     "plan_adapter",
+    "reference_from_base",
     "scale_adapter",
     "shapes_of",
     "side_branch",
     "tree_merge",
     "unmerge_adapter",
+    "with_adapter",
 ]

@@ -68,8 +68,8 @@ def dora(
         }
 
     return Kind(
-        "dora", init, branch, merge, unmerge, scaled, None, low.leaves[:1], low.check,
-        config={**low.config, "use_dora": True},
+        "dora", init, branch, merge, unmerge, scaled,
+        linear=("lora_b", "magnitude"), check=low.check, config={**low.config, "use_dora": True},
     )  # fmt: skip
 
 

@@ -49,11 +49,16 @@ def ia3(*, feedforward: bool = False) -> Kind:
     def unmerge(leaves: Leaves, params: Leaves) -> dict[str, Array]:
         return times(params, 1 / (1 + leaves["ia3"]))
 
+    def distance(leaves: Leaves, start: Leaves | None, params: Leaves) -> Array:
+        before, after = params, times(params, 1 + leaves["ia3"])
+        return sum((jnp.square(after[name] - before[name]).sum() for name in before), jnp.zeros(()))
+
     return Kind(
         "ia3", init, branch, merge, unmerge,
         lambda leaves, c: {"ia3": c * leaves["ia3"]},
         lambda several, weights: {
             "ia3": sum((w * one["ia3"] for w, one in zip(weights, several, strict=True)))  # type: ignore[dict-item]
         },
+        distance, ("ia3",),
         config={"peft_type": "IA3", "feedforward": feedforward},
     )  # fmt: skip

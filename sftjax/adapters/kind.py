@@ -88,6 +88,11 @@ class Kind(NamedTuple):
     """`(leaves, c) ->` leaves whose effect is c times as large."""
     added: Callable[[list[Leaves], list[float]], dict[str, Array]] | None = None
     """`(leaves of several, weights) ->` leaves whose effect is the weighted sum of theirs."""
+    distance: Callable[[Leaves, Leaves | None, Leaves], Array] | None = None
+    """`(leaves, leaves at the start or None for no change, module's params) ->` the squared
+    Frobenius distance between the weights that they stand for."""
+    linear: tuple[str, ...] = ()
+    """Names of its leaves that start at zero and in which the change is linear."""
     leaves: tuple[str, ...] = ("kernel",)
     """Names of the leaves it can sit beside."""
     check: Callable[[Site], None] = lambda site: None

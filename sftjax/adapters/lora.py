@@ -77,6 +77,9 @@ def lora(
     def unmerge(leaves: Leaves, params: Leaves) -> dict[str, Array]:
         return merge(leaves, params, -1.0)
 
+    def distance(leaves: Leaves, start: Leaves | None, params: Leaves) -> Array:
+        return s * s * squared_product(leaves, start)
+
     return Kind(
         "lora",
         init,
@@ -85,8 +88,10 @@ def lora(
         unmerge,
         lambda leaves, c: {**leaves, "lora_b": c * leaves["lora_b"]},
         side_by_side,
-        ("kernel", "embedding"),
-        lambda site: check_rank(r, site),
+        distance,
+        linear=("lora_b",),
+        leaves=("kernel", "embedding"),
+        check=lambda site: check_rank(r, site),
         starts_at_base=init_lora_weights in ("default", "gaussian"),
         config={
             "peft_type": "LORA",
@@ -112,6 +117,23 @@ def scaling_of(r: int, lora_alpha: float, use_rslora: bool) -> float:
 def product(leaves: Leaves) -> Array:
     """Return A B, of the kernel's shape: built where weights are merged, never in a branch."""
     return wide(leaves["lora_a"]) @ wide(leaves["lora_b"])
+
+
+def squared_product(leaves: Leaves, start: Leaves | None = None) -> Array:
+    r"""Return $\lVert A B - A_0 B_0 \rVert_F^2$ from products of width r (2r with a start).
+
+    >>> one = {"lora_a": jnp.ones((3, 1)), "lora_b": jnp.ones((1, 2))}
+    >>> float(squared_product(one)), float(squared_product(one, one))
+    (6.0, 0.0)
+    """
+    left, right = _matrix(leaves["lora_a"]), wide(leaves["lora_b"])
+    if start is not None:
+        # A B - A0 B0 = (A - A0) B + A0 (B - B0), which loses no digits near the start.
+        left, right = (
+            jnp.concatenate([left - (first := _matrix(start["lora_a"])), first], axis=1),
+            jnp.concatenate([right, right - wide(start["lora_b"])]),
+        )
+    return jnp.sum((left.T @ left) * (right @ right.T))
 
 
 def low_rank(leaves: Leaves, call: Call, dropout: float, s: float) -> Array:

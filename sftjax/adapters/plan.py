@@ -229,8 +229,12 @@ def _chosen(
     for target in [targets] if isinstance(targets, str) else targets:
         named = [path for path in modules if _names(target, path, isinstance(targets, str))]
         if not named:
-            close = nearest(target.replace(".", "/"), list(leaves))
-            raise ValueError(f"{what}: {target!r} names no module; nearest: {', '.join(close)}")
+            ends = {path.rpartition("/")[2]: None for path in fitting}
+            close = nearest(target.rpartition(".")[2], list(ends)) or list(ends)[:5]
+            raise ValueError(
+                f"{what}: {target!r} names no module; nearest that {kind.name} sits beside: "
+                f"{', '.join(close)}"
+            )
         kept = set(named).intersection(fitting)
         if not kept:
             inside = sorted(path for path in leaves if path.startswith(f"{named[0]}/"))[:3]
