@@ -1,6 +1,8 @@
 """Adapters: small trees beside the weights, which stay what they were."""
 
 from sftjax.adapters.apply import side_branch, tree_merge
+from sftjax.adapters.bank import adapter_bank, stack_adapters
+from sftjax.adapters.describe import AdapterDescription, AdapterRow, describe_adapter
 from sftjax.adapters.dora import dora
 from sftjax.adapters.ia3 import ia3
 from sftjax.adapters.kind import Call, Kind, Site
@@ -17,17 +19,21 @@ from sftjax.adapters.product import (
 )
 
 __all__ = [
+    "AdapterDescription",
+    "AdapterRow",
     "Call",
     "Kind",
     "Plan",
     "Planned",
     "Site",
+    "adapter_bank",
     "add_adapters",
     "anchored_change",
     "attach",
     "base_outputs",
     "change_penalty",
     "check_adapter",
+    "describe_adapter",
     "dora",
     "ia3",
     "linear_leaves",
@@ -39,6 +45,7 @@ __all__ = [
     "scale_adapter",
     "shapes_of",
     "side_branch",
+    "stack_adapters",
     "tree_merge",
     "unmerge_adapter",
     "with_adapter",

@@ -44,13 +44,14 @@ def dora(
     def branch(leaves: Leaves, call: Call) -> Array:
         y = call.base()
         kernel = kernel_of(call.params)
-        ratio = _ratio(leaves, kernel, s, call.scale)
-        ids = jnp.issubdtype(call.x.dtype, jnp.integer)
-        x = call.x if ids else dropped(call.x, lora_dropout, call.key)
-        dtype = y.dtype
-        straight = call.linear(x if ids else x.astype(dtype), kernel.astype(dtype))
-        turned = low_rank(leaves, call, lora_dropout, s).astype(dtype)
-        return y + (ratio - 1).astype(dtype) * straight + ratio.astype(dtype) * turned
+        ratio = _ratio(leaves, kernel, s, call.scale).astype(y.dtype)
+        x = dropped(call.x, lora_dropout, call.key)
+        if x is call.x:
+            straight = y - jnp.asarray(call.params.get("bias", 0.0), y.dtype)
+        else:
+            straight = call.linear(x.astype(y.dtype), kernel.astype(y.dtype))
+        turned = low_rank(leaves, call._replace(x=x), 0.0, s).astype(y.dtype)
+        return y + (ratio - 1) * straight + ratio * turned
 
     def merge(leaves: Leaves, params: Leaves, scale: Array | float = 1.0) -> dict[str, Array]:
         kernel = wide(kernel_of(params))
@@ -69,7 +70,8 @@ def dora(
 
     return Kind(
         "dora", init, branch, merge, unmerge, scaled,
-        linear=("lora_b", "magnitude"), check=low.check, config={**low.config, "use_dora": True},
+        linear=("lora_b", "magnitude"), flops=low.flops, check=low.check,
+        config={**low.config, "use_dora": True},
     )  # fmt: skip
 
 

@@ -60,5 +60,6 @@ def ia3(*, feedforward: bool = False) -> Kind:
             "ia3": sum((w * one["ia3"] for w, one in zip(weights, several, strict=True)))  # type: ignore[dict-item]
         },
         distance, ("ia3",),
+        lambda site: (site.shape[-2 if feedforward else -1], 2 * site.shape[-2] * site.shape[-1]),
         config={"peft_type": "IA3", "feedforward": feedforward},
     )  # fmt: skip

@@ -93,6 +93,9 @@ class Kind(NamedTuple):
     Frobenius distance between the weights that they stand for."""
     linear: tuple[str, ...] = ()
     """Names of its leaves that start at zero and in which the change is linear."""
+    flops: Callable[[Site], tuple[int, int]] | None = None
+    """`site ->` what the branch adds to a forward pass for each position, and what building the
+    merged kernel costs once; 2 a multiply-add."""
     leaves: tuple[str, ...] = ("kernel",)
     """Names of the leaves it can sit beside."""
     check: Callable[[Site], None] = lambda site: None

@@ -90,6 +90,7 @@ def lora(
         side_by_side,
         distance,
         linear=("lora_b",),
+        flops=lambda site: flops_of(r, site),
         leaves=("kernel", "embedding"),
         check=lambda site: check_rank(r, site),
         starts_at_base=init_lora_weights in ("default", "gaussian"),
@@ -112,6 +113,17 @@ def scaling_of(r: int, lora_alpha: float, use_rslora: bool) -> float:
     (2.0, 4.0)
     """
     return lora_alpha / (math.sqrt(r) if use_rslora else r)
+
+
+def flops_of(r: int, site: Site) -> tuple[int, int]:
+    """Return the FLOPs of `(x A) B` for a position, and of A B.
+
+    >>> flops_of(2, Site("q", "kernel", (4, 3)))
+    (28, 48)
+    """
+    inner, outer = math.prod(site.shape[:-1]), site.shape[-1]
+    looked_up = site.leaf == "embedding"
+    return 2 * r * (outer if looked_up else inner + outer), 2 * inner * r * outer
 
 
 def product(leaves: Leaves) -> Array:
