@@ -17,8 +17,10 @@ from sftjax.adapters.product import (
     reference_from_base,
     with_adapter,
 )
+from sftjax.adapters.words import ADAPTERS, parse_adapter, plan_of_words
 
 __all__ = [
+    "ADAPTERS",
     "AdapterDescription",
     "AdapterRow",
     "Call",
@@ -40,7 +42,9 @@ __all__ = [
     "lora",
     "lora_plus",
     "merge_adapter",
+    "parse_adapter",
     "plan_adapter",
+    "plan_of_words",
     "reference_from_base",
     "scale_adapter",
     "shapes_of",
