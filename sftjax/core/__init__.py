@@ -1,6 +1,7 @@
 """Pytrees only: paths, partition, and the few types that every other room passes around."""
 
 from sftjax.core.loss import Aux, Loss
+from sftjax.core.moments import clocks_of, owner_of
 from sftjax.core.partition import combine, count, holes, nbytes, partition
 from sftjax.core.paths import flatten, map_with_path, matches, nearest, path_of, unflatten
 from sftjax.core.state import Batch, Fixed, Metrics, Objective, PyTree, TrainState, View, step_key
@@ -15,6 +16,7 @@ __all__ = [
     "PyTree",
     "TrainState",
     "View",
+    "clocks_of",
     "combine",
     "count",
     "flatten",
@@ -23,6 +25,7 @@ __all__ = [
     "matches",
     "nbytes",
     "nearest",
+    "owner_of",
     "partition",
     "path_of",
     "step_key",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import optax
 
-from sftjax.core import PyTree, count, flatten, nbytes, partition
+from sftjax.core import PyTree, count, flatten, nbytes, owner_of, partition
 from sftjax.select.rules import Selection
 
 
@@ -129,19 +129,6 @@ def _state_bytes(tx: optax.GradientTransformation, trainable: PyTree) -> dict[st
         spent[owner] = spent.get(owner, 0) + nbytes(leaf)
     spent.pop("", None)
     return spent
-
-
-def owner_of(where: str, paths: Collection[str]) -> str:
-    """Return the leaf that an array of an optimizer's state belongs to, or "" if there is none.
-
-    A moment of `head/kernel` lies at `.../mu/head/kernel`: the longest such suffix owns it.
-
-    >>> owner_of("0/mu/head/kernel", {"kernel", "head/kernel"}), owner_of("0/count", {"kernel"})
-    ('head/kernel', '')
-    """
-    segments = where.split("/")
-    suffixes = ("/".join(segments[start:]) for start in range(len(segments)))
-    return next((suffix for suffix in suffixes if suffix in paths), "")
 
 
 def cover(chosen: Collection[str], paths: Collection[str]) -> str:

@@ -17,9 +17,8 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from sftjax.core import PyTree, flatten, map_with_path
+from sftjax.core import PyTree, clocks_of, flatten, map_with_path, owner_of
 from sftjax.select.blocks import stacks
-from sftjax.select.describe import owner_of
 
 ALWAYS = -1
 """The block of leaves that always move: embeddings, head."""
@@ -182,27 +181,6 @@ def block_ids(params: PyTree) -> PyTree:
         return next((i for i, block in enumerate(every) if path.startswith(f"{block}/")), ALWAYS)
 
     return map_with_path(number, params)
-
-
-def clocks_of(state: optax.OptState, paths: Any) -> set[str]:
-    """Return where the counters stand that tell the age of moments: `count` beside `mu`, `nu`.
-
-    A counter that stands alone belongs to a schedule, and keeps the run's time.
-
-    >>> tx = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(lambda step: 1.0))
-    >>> clocks_of(tx.init({"w": jnp.ones(1)}), {"w"})
-    {'0/count'}
-    """
-    leaves = flatten(state)
-    homes = set()
-    for where in leaves:
-        if owner := owner_of(where, paths):
-            home, _, _ = where.removesuffix(owner).rstrip("/").rpartition("/")
-            homes.add(home)
-    counters = {where: where.rpartition("/") for where in leaves if not owner_of(where, paths)}
-    return {
-        where for where, (home, _, name) in counters.items() if name == "count" and home in homes
-    }
 
 
 def _set(state: optax.OptState, clocks: set[str], age: Array) -> optax.OptState:
