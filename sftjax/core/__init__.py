@@ -3,7 +3,7 @@
 from sftjax.core.loss import Aux, Loss
 from sftjax.core.moments import clocks_of, owner_of
 from sftjax.core.partition import combine, count, holes, nbytes, partition
-from sftjax.core.paths import flatten, map_with_path, matches, nearest, path_of, unflatten
+from sftjax.core.paths import cover, flatten, map_with_path, matches, nearest, path_of, unflatten
 from sftjax.core.state import Batch, Fixed, Metrics, Objective, PyTree, TrainState, View, step_key
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "clocks_of",
     "combine",
     "count",
+    "cover",
     "flatten",
     "holes",
     "map_with_path",

@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 
 from sftjax.core import PyTree, clocks_of, flatten, map_with_path, owner_of
 from sftjax.select.blocks import stacks
+from sftjax.select.part import Part, named
 
 ALWAYS = -1
 """The block of leaves that always move: embeddings, head."""
@@ -33,6 +34,7 @@ class LisaState(NamedTuple):
     ages: Array
     """(blocks + 1,), int32: updates that each block's moments have seen; last, leaves always on."""
     inner: optax.OptState
+    part: Part
 
 
 def lisa(
@@ -84,6 +86,7 @@ def lisa(
             jnp.copy(key),  # the state is donated, and the caller's key would go with it
             jnp.zeros(count + 1, jnp.int32),
             inner.init(params),
+            _part(block_of, params, count, active, every),
         )
 
     def update(
@@ -143,6 +146,7 @@ def lisa(
             state.key,
             ages + on.astype(jnp.int32),
             map_with_path(settle, outcomes[some][1]),
+            state.part,
         )
         return stepped, following
 
@@ -199,6 +203,22 @@ def _owned(
         return function(owner, where, leaf) if owner else leaf
 
     return map_with_path(change, state)
+
+
+def _part(block_of: dict[str, int], params: PyTree, count: int, active: int, every: int) -> Part:
+    moving = flatten(params)
+
+    def name(block: int) -> str:
+        return named([path for path in moving if block_of[path] == block], params)
+
+    first, last = name(0), name(count - 1)
+    where = first if count == 1 else f"{first}, {last}" if count == 2 else f"{first} ... {last}"
+    others = name(ALWAYS)
+    return Part(
+        f"LISA: {active} of {count} blocks ({where}), drawn anew every {every} updates"
+        + (f"; {others}: at every update" if others else ""),
+        {path: active / count for path in moving if block_of[path] != ALWAYS},
+    )
 
 
 def _check(block_of: dict[str, int], active: int, every: int, moments: str) -> int:
