@@ -8,6 +8,7 @@ from sftjax.adapters.ia3 import ia3
 from sftjax.adapters.kind import Call, Kind, Site
 from sftjax.adapters.lora import lora, lora_plus
 from sftjax.adapters.merge import add_adapters, merge_adapter, scale_adapter, unmerge_adapter
+from sftjax.adapters.on_quantized import on_quantized
 from sftjax.adapters.plan import Plan, Planned, attach, check_adapter, plan_adapter, shapes_of
 from sftjax.adapters.product import (
     anchored_change,
@@ -16,6 +17,13 @@ from sftjax.adapters.product import (
     linear_leaves,
     reference_from_base,
     with_adapter,
+)
+from sftjax.adapters.quantize import (
+    dequantize,
+    dequantize_tree,
+    describe_quantized,
+    quantize,
+    quantize_base,
 )
 from sftjax.adapters.words import ADAPTERS, parse_adapter, plan_of_words
 
@@ -35,16 +43,22 @@ __all__ = [
     "base_outputs",
     "change_penalty",
     "check_adapter",
+    "dequantize",
+    "dequantize_tree",
     "describe_adapter",
+    "describe_quantized",
     "dora",
     "ia3",
     "linear_leaves",
     "lora",
     "lora_plus",
     "merge_adapter",
+    "on_quantized",
     "parse_adapter",
     "plan_adapter",
     "plan_of_words",
+    "quantize",
+    "quantize_base",
     "reference_from_base",
     "scale_adapter",
     "shapes_of",

@@ -10,7 +10,9 @@ from jax import Array
 
 from sftjax.adapters.kind import Call, product_of, tree_at
 from sftjax.adapters.merge import merge_adapter
+from sftjax.adapters.on_quantized import on_quantized
 from sftjax.adapters.plan import Plan, Planned
+from sftjax.adapters.quantize import dequantize_tree
 from sftjax.core import PyTree
 
 Apply = Callable[..., Any]
@@ -45,7 +47,7 @@ def side_branch(apply: Apply, plan: Plan, *, scale: Array | float = 1.0) -> Appl
         for kind in plan.kinds:
             read = kind.batch(read) if kind.batch is not None else read
         with nn.intercept_methods(_interceptor(plan, params, scale, key, met)):
-            output = apply(params["base"], read, *rest, **named)
+            output = on_quantized(apply)(params["base"], read, *rest, **named)
         for kind in reversed(plan.kinds):
             output = kind.output(output, batch) if kind.output is not None else output
         missed = [site.path for site, _ in plan.sites if site.path not in met]
@@ -117,7 +119,7 @@ def _interceptor(
             base=base,
             x=x,
             rest=tuple(rest),
-            params=tree_at(params["base"], path),
+            params=dequantize_tree(tree_at(params["base"], path)),
             linear=product_of(module),
             scale=scale,
             key=_own(key, path),

@@ -6,6 +6,7 @@ from jax import Array
 
 from sftjax.adapters.kind import Leaves, tree_at
 from sftjax.adapters.plan import Plan, Planned
+from sftjax.adapters.quantize import dequantize_tree
 from sftjax.core import PyTree, flatten, map_with_path, unflatten
 
 
@@ -14,7 +15,7 @@ def merge_adapter(
 ) -> PyTree:
     r"""Return the params that do without the adapter what the base does with it.
 
-    Sums are float32, then cast to the dtype of the base's leaf.
+    Sums are float32, then cast to the dtype of the base's leaf; a quantized base is dequantized.
 
     Args:
       params: the base.
@@ -120,6 +121,7 @@ def _of_each(plan: Plan, what: str, function: Callable[[Planned], dict[str, Arra
 
 def _changed(params: PyTree, plan: Plan, function: Callable[[Planned, Leaves], Leaves]) -> PyTree:
     changed = {}
+    params = dequantize_tree(params)
     for planned in plan.sites:
         path = planned.site.path
         module = function(planned, tree_at(params, path))

@@ -9,7 +9,8 @@ import jax
 from jax import Array
 
 from sftjax.adapters.kind import Kind, Site, tree_at
-from sftjax.core import PyTree, flatten, map_with_path, matches, nearest, unflatten
+from sftjax.adapters.quantize import shapes_behind
+from sftjax.core import PyTree, flatten, is_quantized, map_with_path, matches, nearest, unflatten
 
 ALL_LINEAR = "all-linear"
 
@@ -78,11 +79,11 @@ def plan_adapter(
         its dimensions).
 
     >>> from sftjax.adapters import lora
-    >>> params = {"query": {"kernel": jax.ShapeDtypeStruct((4, 4), "float32")}, "bias": 0.0}
+    >>> params = {"query": {"kernel": jax.ShapeDtypeStruct((4, 4), "float32")}}
     >>> [site.path for site, _ in plan_adapter(params, lora(r=2), target_modules=["query"]).sites]
     ['query']
     """
-    leaves = flatten(params)
+    leaves = flatten(shapes_behind(params))
     modules = _modules(leaves)
     fresh = {path.rpartition("/")[0] for path in new}
     chosen = _chosen(modules, leaves, target_modules, "target_modules", kind, fresh)
@@ -144,6 +145,12 @@ def attach(params: PyTree, plan: Plan, key: Array) -> tuple[PyTree, PyTree]:
     for site, kind in plan.sites:
         own = jax.random.fold_in(key, zlib.crc32(site.path.encode()) & 0x7FFFFFFF)
         module = tree_at(params, site.path)
+        if not kind.starts_at_base and is_quantized(tree_at(module, site.leaf)):
+            raise ValueError(
+                f"a {kind.name} that starts at part of the weights takes it off {site.path}, which "
+                "is quantized already; attach it to the whole weights, and quantize the base that "
+                "it returns (quantize_base)"
+            )
         leaves = kind.init(site, own, module)
         found |= {_join(site.path, name): value for name, value in leaves.items()}
         if not kind.starts_at_base and kind.unmerge is not None:

@@ -15,6 +15,7 @@ from jax import Array
 from sftjax.adapters.apply import Apply, side_branch
 from sftjax.adapters.kind import tree_at
 from sftjax.adapters.plan import Plan, attach
+from sftjax.adapters.quantize import dequantize_tree
 from sftjax.core import Aux, Batch, Loss, Objective, PyTree
 
 REFERENCE_LOGITS = "reference_logits"
@@ -79,7 +80,7 @@ def change_penalty(params: PyTree, plan: Plan) -> Array:
                 "form; hold the outputs instead (reference_from_base with distill_logits)"
             )
         initial = None if kind.starts_at_base else tree_at(params["initial"], site.path)
-        module = tree_at(params["base"], site.path)
+        module = dequantize_tree(tree_at(params["base"], site.path))
         total += kind.distance(tree_at(params["adapter"], site.path), initial, module)
     return total / 2
 

@@ -4,6 +4,7 @@ from sftjax.core.loss import Aux, Loss
 from sftjax.core.moments import clocks_of, owner_of
 from sftjax.core.partition import combine, count, holes, nbytes, partition
 from sftjax.core.paths import cover, flatten, map_with_path, matches, nearest, path_of, unflatten
+from sftjax.core.quantized import Quantized, is_quantized
 from sftjax.core.state import Batch, Fixed, Metrics, Objective, PyTree, TrainState, View, step_key
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Metrics",
     "Objective",
     "PyTree",
+    "Quantized",
     "TrainState",
     "View",
     "clocks_of",
@@ -22,6 +24,7 @@ __all__ = [
     "cover",
     "flatten",
     "holes",
+    "is_quantized",
     "map_with_path",
     "matches",
     "nbytes",

@@ -9,6 +9,7 @@ import math
 import jax
 
 from sftjax.core.paths import PyTree, path_of
+from sftjax.core.quantized import is_quantized
 
 
 def holes(leaf: object) -> bool:
@@ -61,13 +62,13 @@ def combine(*trees: PyTree) -> PyTree:
 
 
 def count(tree: PyTree) -> int:
-    """Return the number of scalars in a tree of arrays or shapes.
+    """Return the number of scalars in a tree of arrays or shapes, a quantized one's included.
 
     >>> import jax.numpy as jnp
     >>> count({"kernel": jnp.zeros((2, 3)), "bias": None})
     6
     """
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree, is_leaf=is_quantized))
 
 
 def nbytes(tree: PyTree) -> int:

@@ -1,8 +1,8 @@
 """`load`: a checkpoint's folder or name -> a model, its params, and an account of both."""
 
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
+from sftjax.adapters.quantize import fits
+from sftjax.adapters.quantize import quantize as quantized
 from sftjax.core import PyTree, flatten, unflatten
 from sftjax.hub.config import choose_head, read_config
 from sftjax.hub.matching import Match, match
@@ -35,6 +37,7 @@ def load(
     problem_type: str | None = None,
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike | None = jnp.float32,
+    quantize: str | None = None,
     key: Array | None = None,
     ignore: Sequence[str] = (),
 ) -> Loaded:
@@ -49,6 +52,8 @@ def load(
       problem_type: "single_label_classification", "multi_label_classification" or "regression".
       dtype: what the model computes in.
       param_dtype: what the params are kept in; None for the file's own dtypes.
+      quantize: keep wide matrices in few bits, each quantized as soon as it is read: "nf4", "int8",
+        or "nf4-double", "int8-double" with quantized scales (see `adapters.quantize_base`).
       key: initialises the leaves without a pretrained value; `jax.random.key(0)` if None.
       ignore: patterns of tensor names (`/` for `.`) that may be in the file for no known reason.
 
@@ -81,7 +86,7 @@ def load(
         buffers=matched.buffers,
         tokenizer_files=tokenizer_files(folder),
     )
-    params = _fill(model, weights, matched, key, param_dtype)
+    params = _fill(model, weights, matched, key, param_dtype, _keeper(quantize))
     return Loaded(model, params, report)
 
 
@@ -91,21 +96,37 @@ def _fill(
     matched: Match,
     key: Array | None,
     param_dtype: DTypeLike | None,
+    keep: Callable[[str, np.ndarray], Any],
 ) -> PyTree:
-    leaves: dict[str, Array] = {}
+    leaves: dict[str, Any] = {}
     if matched.new:
         # Compiled, so that the leaves which come from the file are never made.
         initialise = jax.jit(lambda key: {p: flatten(model.init(key))[p] for p in matched.new})
         for path, leaf in initialise(jax.random.key(0) if key is None else key).items():
             leaves[path] = leaf if param_dtype is None else leaf.astype(param_dtype)
     for path, (tensor, transposed) in matched.found.items():
-        leaves[path] = _leaf(weights.tensors[tensor], transposed, param_dtype)
+        leaves[path] = keep(path, _values(weights.tensors[tensor], transposed, param_dtype))
         weights.release(tensor)
     return unflatten(leaves)
 
 
-def _leaf(view: np.ndarray, transposed: bool, dtype: DTypeLike | None) -> Array:
+def _values(view: np.ndarray, transposed: bool, dtype: DTypeLike | None) -> np.ndarray:
     turned = view.T if transposed else view
-    values = np.asarray(turned, dtype=dtype, order="C")
-    # `may_alias=False`: an array that aliased the mapped file could be donated, and written to.
-    return jax.device_put(values, may_alias=False)
+    return np.asarray(turned, dtype=dtype, order="C")
+
+
+def _keeper(how: str | None) -> Callable[[str, np.ndarray], Any]:
+    """Return what makes a leaf of the values read: an array, or its few bits."""
+    if how is None:
+        # `may_alias=False`: an array that aliased the mapped file could be donated, and written to.
+        return lambda path, values: jax.device_put(values, may_alias=False)
+    name, _, double = how.partition("-")
+    if name not in ("nf4", "int8") or double not in ("", "double"):
+        raise ValueError(f"quantize={how!r}; known: nf4, nf4-double, int8, int8-double")
+
+    def keep(path: str, values: np.ndarray) -> Any:
+        if fits(path, values):
+            return quantized(values, name, double=bool(double))  # type: ignore[arg-type]
+        return jax.device_put(values, may_alias=False)
+
+    return keep

@@ -21,6 +21,7 @@ from sftjax.core import (
     combine,
     flatten,
     holes,
+    is_quantized,
     partition,
     step_key,
 )
@@ -67,7 +68,8 @@ def init(
       model_state: statistics that may move (batch_stats).
       held_state: statistics that are held still, of the same structure with the holes swapped;
         `None` holds none.
-      frozen_dtype: cast the frozen float leaves, for example to bfloat16; `None` keeps them.
+      frozen_dtype: cast the frozen float leaves, for example to bfloat16; `None` keeps them, and
+        quantized ones stay as they are.
 
     Returns:
       `(state, fixed)` for the step.
@@ -98,9 +100,12 @@ def init(
     if frozen_dtype is not None:
         frozen = jax.tree.map(
             lambda leaf: (
-                leaf.astype(frozen_dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+                leaf.astype(frozen_dtype)
+                if not is_quantized(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
+                else leaf
             ),
             frozen,
+            is_leaf=is_quantized,
         )
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
