@@ -2,6 +2,7 @@
 
 from sftjax.adapters.apply import side_branch, tree_merge
 from sftjax.adapters.bank import adapter_bank, stack_adapters
+from sftjax.adapters.bottleneck import HOULSBY, PFEIFFER, bottleneck
 from sftjax.adapters.describe import AdapterDescription, AdapterRow, describe_adapter
 from sftjax.adapters.dora import dora
 from sftjax.adapters.ia3 import ia3
@@ -19,6 +20,8 @@ from sftjax.adapters.product import (
 )
 
 __all__ = [
+    "HOULSBY",
+    "PFEIFFER",
     "AdapterDescription",
     "AdapterRow",
     "Call",
@@ -31,6 +34,7 @@ __all__ = [
     "anchored_change",
     "attach",
     "base_outputs",
+    "bottleneck",
     "change_penalty",
     "check_adapter",
     "describe_adapter",

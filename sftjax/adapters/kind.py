@@ -26,7 +26,7 @@ True
 True
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -101,7 +101,8 @@ class Kind(NamedTuple):
     check: Callable[[Site], None] = lambda site: None
     """Raises ValueError where the kind does not fit."""
     starts_at_base: bool = True
-    """Whether fresh leaves change nothing; else the base is what remains beside them."""
+    """Whether the base is the pretrained params; else it is what remains of them beside fresh
+    leaves."""
     batch: Callable[[Batch], Batch] | None = None
     """What the model reads in place of a batch (a prompt's places before the tokens)."""
     output: Callable[[Array, Batch], Array] | None = None
@@ -110,6 +111,8 @@ class Kind(NamedTuple):
     """The method of the module that is intercepted."""
     config: Mapping[str, Any] = {}
     """Its settings, in PEFT's words."""
+    targets: str | Sequence[str] = "all-linear"
+    """Where it sits unless `target_modules` say otherwise."""
 
 
 def kernel_of(params: Leaves, site_leaf: str | None = None) -> Array:
