@@ -18,6 +18,7 @@ from sftjax.adapters.product import (
     reference_from_base,
     with_adapter,
 )
+from sftjax.adapters.prompt import prompt_tuning
 
 __all__ = [
     "HOULSBY",
@@ -45,6 +46,7 @@ __all__ = [
     "lora_plus",
     "merge_adapter",
     "plan_adapter",
+    "prompt_tuning",
     "reference_from_base",
     "scale_adapter",
     "shapes_of",

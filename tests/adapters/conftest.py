@@ -79,11 +79,11 @@ def small() -> Callable[[str, str], Tiny]:
     def make(family: str, kind: str) -> Tiny:
         sizes = {
             "vocab_size": 50, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48,
-            "num_hidden_layers": 2, "max_position_embeddings": 16,
+            "num_hidden_layers": 1, "max_position_embeddings": 16,
         }  # fmt: skip
         if family == "distilbert":
             sizes = {
-                "vocab_size": 50, "dim": 32, "n_heads": 4, "hidden_dim": 48, "n_layers": 2,
+                "vocab_size": 50, "dim": 32, "n_heads": 4, "hidden_dim": 48, "n_layers": 1,
                 "max_position_embeddings": 16,
             }  # fmt: skip
         labels = ("a", "b", "c") if kind in ("sequence", "token") else ()
