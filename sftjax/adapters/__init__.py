@@ -10,6 +10,7 @@ from sftjax.adapters.kind import Call, Kind, Site
 from sftjax.adapters.lora import lora, lora_plus
 from sftjax.adapters.merge import add_adapters, merge_adapter, scale_adapter, unmerge_adapter
 from sftjax.adapters.plan import Plan, Planned, attach, check_adapter, plan_adapter, shapes_of
+from sftjax.adapters.prefix import prefix_tuning
 from sftjax.adapters.product import (
     anchored_change,
     base_outputs,
@@ -46,6 +47,7 @@ __all__ = [
     "lora_plus",
     "merge_adapter",
     "plan_adapter",
+    "prefix_tuning",
     "prompt_tuning",
     "reference_from_base",
     "scale_adapter",

@@ -143,35 +143,31 @@ def dropped(x: Array, rate: float, key: Array | None) -> Array:
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
-def product_of(module: nn.Module) -> Callable[[Array, Array], Array]:
-    """Return `(x, kernel) -> y`: what a module computes with another kernel, without its bias.
+def product_with(module: nn.Module, x: Array, kernel: Array) -> Array:
+    """Return what a bound module would compute with another kernel, without its bias.
 
     Raises:
       ValueError: if the module is no Dense, Conv or Embed, or a convolution in groups.
     """
     if isinstance(module, nn.Dense):
-        return lambda x, kernel: x @ kernel
+        return x @ kernel
     if isinstance(module, nn.Embed):
-        return lambda ids, table: jnp.take(table, ids, axis=0)
-    if isinstance(module, nn.Conv):
-        if module.feature_group_count != 1:
-            raise ValueError(
-                f"{'/'.join(module.path)} is a convolution in {module.feature_group_count} groups; "
-                "adapt the others, or train it whole"
-            )
-
-        def convolve(x: Array, kernel: Array) -> Array:
-            like = nn.Conv(
-                kernel.shape[-1], module.kernel_size, module.strides, module.padding,
-                module.input_dilation, module.kernel_dilation, use_bias=False, dtype=x.dtype,
-            )  # fmt: skip
-            return like.apply({"params": {"kernel": kernel}}, x)  # type: ignore[return-value]
-
-        return convolve
-    raise ValueError(
-        f"{'/'.join(module.path)} is a {type(module).__name__}; adapters sit beside Dense, Conv "
-        "and Embed modules. Use tree_merge, which needs no modules"
-    )
+        return jnp.take(kernel, x, axis=0)
+    if not isinstance(module, nn.Conv):
+        raise ValueError(
+            f"{'/'.join(module.path)} is a {type(module).__name__}; adapters sit beside Dense, "
+            "Conv and Embed modules. Use tree_merge, which needs no modules"
+        )
+    if module.feature_group_count != 1:
+        raise ValueError(
+            f"{'/'.join(module.path)} is a convolution in {module.feature_group_count} groups; "
+            "adapt the others, or train it whole"
+        )
+    like = nn.Conv(
+        kernel.shape[-1], module.kernel_size, module.strides, module.padding,
+        module.input_dilation, module.kernel_dilation, use_bias=False, dtype=x.dtype, parent=None,
+    )  # fmt: skip
+    return like.apply({"params": {"kernel": kernel}}, x)  # type: ignore[return-value]
 
 
 def tree_at(tree: PyTree, path: str) -> Any:
