@@ -147,7 +147,7 @@ def product_with(module: nn.Module, x: Array, kernel: Array) -> Array:
     """Return what a bound module would compute with another kernel, without its bias.
 
     Raises:
-      ValueError: if the module is no Dense, Conv or Embed, or a convolution in groups.
+      ValueError: if the module is no Dense, Conv or Embed, or a convolution in groups or masked.
     """
     if isinstance(module, nn.Dense):
         return x @ kernel
@@ -158,10 +158,10 @@ def product_with(module: nn.Module, x: Array, kernel: Array) -> Array:
             f"{'/'.join(module.path)} is a {type(module).__name__}; adapters sit beside Dense, "
             "Conv and Embed modules. Use tree_merge, which needs no modules"
         )
-    if module.feature_group_count != 1:
+    if module.feature_group_count != 1 or module.mask is not None:
         raise ValueError(
-            f"{'/'.join(module.path)} is a convolution in {module.feature_group_count} groups; "
-            "adapt the others, or train it whole"
+            f"{'/'.join(module.path)} is a convolution in groups or with a mask, which another "
+            "kernel does not fit; use tree_merge, or leave it out"
         )
     like = nn.Conv(
         kernel.shape[-1], module.kernel_size, module.strides, module.padding,
