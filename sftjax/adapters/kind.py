@@ -36,6 +36,8 @@ from jax import Array
 
 from sftjax.core import Batch, PyTree
 
+ALL_LINEAR = "all-linear"
+
 Leaves = Mapping[str, Array]
 """The adapter's arrays at one site, or the module's own params there."""
 
@@ -105,13 +107,13 @@ class Kind(NamedTuple):
     leaves."""
     batch: Callable[[Batch], Batch] | None = None
     """What the model reads in place of a batch (a prompt's places before the tokens)."""
-    output: Callable[[Array, Batch], Array] | None = None
+    output: Callable[[Any, Batch], Any] | None = None
     """`(model's output, batch as it came) ->` the output without those places."""
     method: str = "__call__"
     """The method of the module that is intercepted."""
     config: Mapping[str, Any] = {}
     """Its settings, in PEFT's words."""
-    targets: str | Sequence[str] = "all-linear"
+    targets: str | Sequence[str] = ALL_LINEAR
     """Where it sits unless `target_modules` say otherwise."""
 
 

@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 import jax
 from jax import Array
 
-from sftjax.adapters.kind import Kind, Site, tree_at
+from sftjax.adapters.kind import ALL_LINEAR, Kind, Site, tree_at
 from sftjax.core import PyTree, flatten, map_with_path, matches, nearest, unflatten
-
-ALL_LINEAR = "all-linear"
 
 
 class Planned(NamedTuple):

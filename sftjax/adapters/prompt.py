@@ -86,10 +86,9 @@ def prompt_tuning(
         # By the id and not the place alone: a table may also be read for what has no prompt.
         return jnp.where(call.x[..., None] == PLACE, prompt.astype(y.dtype), y)
 
-    def output(given: Array, batch: Batch) -> Array:
-        tokens = batch["input_ids"].shape[1]
-        per_token = given.ndim > 2 and given.shape[1] == p + tokens
-        return given[:, p:] if per_token else given
+    def output(given: Any, batch: Batch) -> Any:
+        longer = p + batch["input_ids"].shape[1]
+        return jax.tree.map(lambda y: y[:, p:] if y.ndim > 2 and y.shape[1] == longer else y, given)
 
     return Kind(
         "prompt",
