@@ -20,8 +20,10 @@ from sftjax.adapters.product import (
     with_adapter,
 )
 from sftjax.adapters.prompt import prompt_tuning
+from sftjax.adapters.words import ADAPTERS, parse_adapter, plan_of_words
 
 __all__ = [
+    "ADAPTERS",
     "HOULSBY",
     "PFEIFFER",
     "AdapterDescription",
@@ -46,7 +48,9 @@ __all__ = [
     "lora",
     "lora_plus",
     "merge_adapter",
+    "parse_adapter",
     "plan_adapter",
+    "plan_of_words",
     "prefix_tuning",
     "prompt_tuning",
     "reference_from_base",

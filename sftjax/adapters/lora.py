@@ -56,8 +56,8 @@ def lora(
     >>> leaves["lora_a"].shape, leaves["lora_b"].tolist()
     ((4, 2), [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     """
+    check_numbers(r, lora_alpha, lora_dropout)
     alpha = float(r if lora_alpha is None else lora_alpha)
-    check_rank_and_dropout(r, lora_dropout)
     if init_lora_weights not in STARTS:
         raise ValueError(f"init_lora_weights={init_lora_weights!r}; known: {', '.join(STARTS)}")
     s = scaling_of(r, alpha, use_rslora)
@@ -199,12 +199,18 @@ def check_rank(r: int, site: Site) -> None:
         )
 
 
-def check_rank_and_dropout(r: int, dropout: float) -> None:
-    """Check the numbers that low-rank kinds share."""
+def check_numbers(r: int, lora_alpha: float | None, dropout: float) -> None:
+    """Check the settings that low-rank kinds share.
+
+    Raises:
+      ValueError: naming the setting.
+    """
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
         raise ValueError(f"r={r!r}; a rank is an integer of 1 or more")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"lora_dropout={dropout}; a rate is in [0, 1)")
+    if lora_alpha is not None and not isinstance(lora_alpha, int | float):
+        raise ValueError(f"lora_alpha={lora_alpha!r}; it is a number, twice the rank is usual")
+    if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
+        raise ValueError(f"lora_dropout={dropout!r}; a rate is in [0, 1)")
 
 
 def wide(leaf: Array) -> Array:

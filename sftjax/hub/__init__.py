@@ -9,6 +9,7 @@ from sftjax.hub.config import read_config
 from sftjax.hub.families import WEIGHT_MAPS
 from sftjax.hub.loading import Loaded, load
 from sftjax.hub.names import Row, WeightMap
+from sftjax.hub.peft import LoadedAdapter, load_adapter, save_adapter
 from sftjax.hub.report import LoadReport
 from sftjax.hub.saving import save
 from sftjax.hub.source import find_folder
@@ -23,6 +24,7 @@ __all__ = [
     "EncodedWords",
     "LoadReport",
     "Loaded",
+    "LoadedAdapter",
     "Metric",
     "Row",
     "TensorFile",
@@ -31,9 +33,11 @@ __all__ = [
     "card_of",
     "find_folder",
     "load",
+    "load_adapter",
     "load_tokenizer",
     "read_config",
     "render",
     "save",
+    "save_adapter",
     "write_tensor_file",
 ]

@@ -110,14 +110,14 @@ def _tensors(
     for path, leaf in leaves.items():
         spot = place(table, path)
         values = np.asarray(leaf).T if spot.transposed else np.asarray(leaf)
-        name = _spelled(table, spot.tensor, bare)
+        name = spelled(table, spot.tensor, bare)
         if report is not None and path in report.names:
             values = _as_stored(values, path, report)
             name = report.names[path] if same and report.mapped else name
         tensors[name] = values
     if report is not None:
         carried = {
-            name if same and report.mapped else _spelled(table, name, bare): report.tensor(name)
+            name if same and report.mapped else spelled(table, name, bare): report.tensor(name)
             for name in report.buffers
         }
         if same:
@@ -134,7 +134,7 @@ def _same_class(model: Model, report: LoadReport) -> bool:
     return stored == class_name(model.config, model.head.kind)
 
 
-def _spelled(table: WeightMap, name: str, bare: bool) -> str:
+def spelled(table: WeightMap, name: str, bare: bool) -> str:
     """A tensor's name as transformers' class for a bare encoder, or for one with a head, has it."""
     prefix = f"{table.trunk}."
     if bare:
@@ -175,7 +175,7 @@ def _other_heads(table: WeightMap, report: LoadReport, bare: bool) -> dict[str, 
     for path, spot in known.items():
         name, transposed = place(table, path)
         values = report.tensor(spot.tensor)
-        tensors[_spelled(table, name, bare)] = values.T if transposed else values
+        tensors[spelled(table, name, bare)] = values.T if transposed else values
     return tensors
 
 

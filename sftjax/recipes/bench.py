@@ -21,7 +21,7 @@ EVAL_ROWS = 64
 """Rows per device in an evaluation batch."""
 
 
-class Measured(NamedTuple):
+class ModelOutputs(NamedTuple):
     """What a model says and how it sees the reference rows."""
 
     predictions: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -64,7 +64,7 @@ class Bench(NamedTuple):
         batches = Batches(rows.encoded, rows.labels.values, size, lengths, seed, shuffle=True)
         return Stream(batches.steps_per_epoch, self._kept(rows, batches.at))
 
-    def measure(self, params: PyTree, *, tests: bool = True) -> Measured:
+    def measure(self, params: PyTree, *, tests: bool = True) -> ModelOutputs:
         """Run a model over the tests and the reference rows."""
         found = {}
         for name, (rows, stream) in self.tests.items() if tests else ():
@@ -72,7 +72,7 @@ class Bench(NamedTuple):
             logits = predict(self.run, params, _pass(stream), len(rows.encoded))
             found[name] = logits.argmax(-1), np.asarray(rows.labels.values)
         rows, stream = self.reference
-        return Measured(found, predict(self.embed, params, _pass(stream), len(rows.encoded)))
+        return ModelOutputs(found, predict(self.embed, params, _pass(stream), len(rows.encoded)))
 
     def _kept(self, rows: Rows, batch_at: Callable[[int], Batch]) -> Callable[[int], Batch]:
         return prefixed(self.model, self.params, self.cut, rows, batch_at)

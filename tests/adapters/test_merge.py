@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sftjax.adapters import (
+    Site,
     add_adapters,
     attach,
     dora,
@@ -64,6 +65,37 @@ class TestFreshAdapters:
         assert all((within[path] == leaf).all() for path, leaf in found.items())
         drawn = [leaf for path, leaf in found.items() if path.endswith("lora_a")]
         assert not (drawn[0] == drawn[1]).all()
+
+
+class TestStarts:
+    """O8: where the kinds that do not start at zero take their factors from."""
+
+    def test_pissa_leaves_the_smaller_singular_values(self, tiny, beside):
+        plan, fresh, _ = beside("pissa")
+        merged = flatten(merge_adapter(fresh["base"], fresh["adapter"], plan))
+        for site, _ in plan.sites:
+            path = f"{site.path}/kernel"
+            whole = np.linalg.svd(flatten(tiny.params)[path], compute_uv=False)
+            rest = np.linalg.svd(flatten(fresh["base"])[path], compute_uv=False)
+            assert rest[0] == pytest.approx(whole[4], rel=1e-4)
+            np.testing.assert_allclose(merged[path], flatten(tiny.params)[path], atol=1e-7)
+
+    def test_olora_takes_orthonormal_columns(self, tiny, beside):
+        plan, fresh, _ = beside("olora")
+        for site, _ in plan.sites:
+            q = flatten(fresh["adapter"])[f"{site.path}/lora_b"]
+            np.testing.assert_allclose(q @ q.T, np.eye(4), atol=1e-5)
+
+    def test_the_deviations_are_pefts(self):
+        # PEFT: A by kaiming_uniform(a=sqrt(5)), which is uniform within 1/sqrt(in), or N(0, 1/r).
+        site = Site("q", "kernel", (400, 300))
+        uniform, normal = (
+            np.asarray(lora(8, init_lora_weights=start).init(site, jax.random.key(0), {})["lora_a"])
+            for start in ("default", "gaussian")
+        )
+        assert np.abs(uniform).max() == pytest.approx(1 / 20, rel=1e-2)
+        assert uniform.std() == pytest.approx(1 / 20 / np.sqrt(3), rel=5e-2)
+        assert normal.std() == pytest.approx(1 / 8, rel=5e-2)
 
 
 class TestBothWays:

@@ -94,4 +94,3 @@ def test_no_gradient_or_product_of_a_kernels_size_is_made(steps):
 
     assert made("tree_merge")
     assert not [line for line in made("side_branch") if " dot(" in line or "fusion(" in line]
-
