@@ -2,6 +2,7 @@
 
 from sftjax.adapters.apply import side_branch, tree_merge
 from sftjax.adapters.bank import adapter_bank, stack_adapters
+from sftjax.adapters.bottleneck import HOULSBY, PFEIFFER, bottleneck
 from sftjax.adapters.describe import AdapterDescription, AdapterRow, describe_adapter
 from sftjax.adapters.dora import dora
 from sftjax.adapters.ia3 import ia3
@@ -10,6 +11,7 @@ from sftjax.adapters.lora import lora, lora_plus
 from sftjax.adapters.merge import add_adapters, merge_adapter, scale_adapter, unmerge_adapter
 from sftjax.adapters.on_quantized import on_quantized
 from sftjax.adapters.plan import Plan, Planned, attach, check_adapter, plan_adapter, shapes_of
+from sftjax.adapters.prefix import prefix_tuning
 from sftjax.adapters.product import (
     anchored_change,
     base_outputs,
@@ -18,6 +20,7 @@ from sftjax.adapters.product import (
     reference_from_base,
     with_adapter,
 )
+from sftjax.adapters.prompt import prompt_tuning
 from sftjax.adapters.quantize import (
     dequantize,
     dequantize_tree,
@@ -29,6 +32,8 @@ from sftjax.adapters.words import ADAPTERS, parse_adapter, plan_of_words
 
 __all__ = [
     "ADAPTERS",
+    "HOULSBY",
+    "PFEIFFER",
     "AdapterDescription",
     "AdapterRow",
     "Call",
@@ -41,6 +46,7 @@ __all__ = [
     "anchored_change",
     "attach",
     "base_outputs",
+    "bottleneck",
     "change_penalty",
     "check_adapter",
     "dequantize",
@@ -57,6 +63,8 @@ __all__ = [
     "parse_adapter",
     "plan_adapter",
     "plan_of_words",
+    "prefix_tuning",
+    "prompt_tuning",
     "quantize",
     "quantize_base",
     "reference_from_base",

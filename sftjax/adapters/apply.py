@@ -1,5 +1,6 @@
 """Two ways to use an adapter, the same numbers: beside the modules, or in the weights."""
 
+import functools
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,7 @@ import flax.linen as nn
 import jax
 from jax import Array
 
-from sftjax.adapters.kind import Call, product_of, tree_at
+from sftjax.adapters.kind import Call, product_with, tree_at
 from sftjax.adapters.merge import merge_adapter
 from sftjax.adapters.on_quantized import on_quantized
 from sftjax.adapters.plan import Plan, Planned
@@ -50,12 +51,14 @@ def side_branch(apply: Apply, plan: Plan, *, scale: Array | float = 1.0) -> Appl
             output = on_quantized(apply)(params["base"], read, *rest, **named)
         for kind in reversed(plan.kinds):
             output = kind.output(output, batch) if kind.output is not None else output
-        missed = [site.path for site, _ in plan.sites if site.path not in met]
+        missed = [planned for planned in plan.sites if planned.site.path not in met]
         if missed:
+            site, kind = missed[0]
             raise ValueError(
-                f"{len(missed)} of {len(plan.sites)} adapted modules were not called, "
-                f"{missed[0]} first: the function does not run linen modules under the paths of "
-                "its params, or leaves some out. Use tree_merge, or plan without these modules"
+                f"{len(missed)} of {len(plan.sites)} adapted modules were not called, {site.path} "
+                f"first (its {kind.method}): the function does not run linen modules under the "
+                "paths of its params, or leaves some out. Use tree_merge, or plan without these "
+                "modules"
             )
         return output
 
@@ -110,6 +113,11 @@ def _interceptor(
         if planned is None or context.method_name != planned.kind.method:
             return run(*args, **kwargs)
         met.add(path)
+        if not args:
+            raise ValueError(
+                f"{path} is called with named arguments alone; an adapted module takes its input "
+                "by position"
+            )
         x, *rest = args
 
         def base(*given: Any) -> Any:
@@ -120,7 +128,7 @@ def _interceptor(
             x=x,
             rest=tuple(rest),
             params=dequantize_tree(tree_at(params["base"], path)),
-            linear=product_of(module),
+            linear=functools.partial(product_with, module),
             scale=scale,
             key=_own(key, path),
         )

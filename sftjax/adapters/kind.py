@@ -26,7 +26,7 @@ True
 True
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -35,6 +35,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from sftjax.core import Batch, PyTree
+
+ALL_LINEAR = "all-linear"
 
 Leaves = Mapping[str, Array]
 """The adapter's arrays at one site, or the module's own params there."""
@@ -101,15 +103,18 @@ class Kind(NamedTuple):
     check: Callable[[Site], None] = lambda site: None
     """Raises ValueError where the kind does not fit."""
     starts_at_base: bool = True
-    """Whether fresh leaves change nothing; else the base is what remains beside them."""
+    """Whether the base is the pretrained params; else it is what remains of them beside fresh
+    leaves."""
     batch: Callable[[Batch], Batch] | None = None
     """What the model reads in place of a batch (a prompt's places before the tokens)."""
-    output: Callable[[Array, Batch], Array] | None = None
+    output: Callable[[Any, Batch], Any] | None = None
     """`(model's output, batch as it came) ->` the output without those places."""
     method: str = "__call__"
     """The method of the module that is intercepted."""
     config: Mapping[str, Any] = {}
     """Its settings, in PEFT's words."""
+    targets: str | Sequence[str] = ALL_LINEAR
+    """Where it sits unless `target_modules` say otherwise."""
 
 
 def kernel_of(params: Leaves, site_leaf: str | None = None) -> Array:
@@ -140,35 +145,31 @@ def dropped(x: Array, rate: float, key: Array | None) -> Array:
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
-def product_of(module: nn.Module) -> Callable[[Array, Array], Array]:
-    """Return `(x, kernel) -> y`: what a module computes with another kernel, without its bias.
+def product_with(module: nn.Module, x: Array, kernel: Array) -> Array:
+    """Return what a bound module would compute with another kernel, without its bias.
 
     Raises:
-      ValueError: if the module is no Dense, Conv or Embed, or a convolution in groups.
+      ValueError: if the module is no Dense, Conv or Embed, or a convolution in groups or masked.
     """
     if isinstance(module, nn.Dense):
-        return lambda x, kernel: x @ kernel
+        return x @ kernel
     if isinstance(module, nn.Embed):
-        return lambda ids, table: jnp.take(table, ids, axis=0)
-    if isinstance(module, nn.Conv):
-        if module.feature_group_count != 1:
-            raise ValueError(
-                f"{'/'.join(module.path)} is a convolution in {module.feature_group_count} groups; "
-                "adapt the others, or train it whole"
-            )
-
-        def convolve(x: Array, kernel: Array) -> Array:
-            like = nn.Conv(
-                kernel.shape[-1], module.kernel_size, module.strides, module.padding,
-                module.input_dilation, module.kernel_dilation, use_bias=False, dtype=x.dtype,
-            )  # fmt: skip
-            return like.apply({"params": {"kernel": kernel}}, x)  # type: ignore[return-value]
-
-        return convolve
-    raise ValueError(
-        f"{'/'.join(module.path)} is a {type(module).__name__}; adapters sit beside Dense, Conv "
-        "and Embed modules. Use tree_merge, which needs no modules"
-    )
+        return jnp.take(kernel, x, axis=0)
+    if not isinstance(module, nn.Conv):
+        raise ValueError(
+            f"{'/'.join(module.path)} is a {type(module).__name__}; adapters sit beside Dense, "
+            "Conv and Embed modules. Use tree_merge, which needs no modules"
+        )
+    if module.feature_group_count != 1 or module.mask is not None:
+        raise ValueError(
+            f"{'/'.join(module.path)} is a convolution in groups or with a mask, which another "
+            "kernel does not fit; use tree_merge, or leave it out"
+        )
+    like = nn.Conv(
+        kernel.shape[-1], module.kernel_size, module.strides, module.padding,
+        module.input_dilation, module.kernel_dilation, use_bias=False, dtype=x.dtype, parent=None,
+    )  # fmt: skip
+    return like.apply({"params": {"kernel": kernel}}, x)  # type: ignore[return-value]
 
 
 def tree_at(tree: PyTree, path: str) -> Any:

@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 import jax
 from jax import Array
 
-from sftjax.adapters.kind import Kind, Site, tree_at
+from sftjax.adapters.kind import ALL_LINEAR, Kind, Site, tree_at
 from sftjax.adapters.quantize import shapes_behind
 from sftjax.core import PyTree, flatten, is_quantized, map_with_path, matches, nearest, unflatten
-
-ALL_LINEAR = "all-linear"
 
 
 class Planned(NamedTuple):
@@ -52,7 +50,7 @@ def plan_adapter(
     params: PyTree,
     kind: Kind,
     *,
-    target_modules: str | Sequence[str] = ALL_LINEAR,
+    target_modules: str | Sequence[str] | None = None,
     exclude_modules: str | Sequence[str] = (),
     layers_to_transform: Collection[int] | None = None,
     new: Collection[str] = (),
@@ -65,7 +63,8 @@ def plan_adapter(
       target_modules: a list of names, each the last segments of a module's path (`"query"`,
         `"output.dense"`; dots and slashes mean the same) or a path pattern with wildcards;
         `"all-linear"` for every module with a 2-axis kernel outside the `new` ones; or one regular
-        expression, which must match the whole dotted path.
+        expression, which must match the whole dotted path. None: where the kind sits by itself,
+        all linear modules for most.
       exclude_modules: as `target_modules`; taken out again.
       layers_to_transform: only in these blocks: the numbers in the paths.
       new: paths of leaves without a pretrained value, which are trained whole.
@@ -86,7 +85,8 @@ def plan_adapter(
     leaves = flatten(shapes_behind(params))
     modules = _modules(leaves)
     fresh = {path.rpartition("/")[0] for path in new}
-    chosen = _chosen(modules, leaves, target_modules, "target_modules", kind, fresh)
+    targets = kind.targets if target_modules is None else target_modules
+    chosen = _chosen(modules, leaves, targets, "target_modules", kind, fresh)
     if exclude_modules:
         chosen -= _chosen(modules, leaves, exclude_modules, "exclude_modules", kind, set())
     if layers_to_transform is not None:
@@ -94,7 +94,7 @@ def plan_adapter(
         if not chosen:
             raise ValueError(
                 f"layers_to_transform={sorted(layers_to_transform)} leaves none of the targets "
-                f"{target_modules!r}; the modules' paths hold the numbers of their blocks"
+                f"{targets!r}; the modules' paths hold the numbers of their blocks"
             )
     planned = []
     for path in modules:
@@ -123,8 +123,8 @@ def attach(params: PyTree, plan: Plan, key: Array) -> tuple[PyTree, PyTree]:
     $$ W_\text{base} + \Delta W(\text{adapter}) = W $$
 
     For kinds that start at zero (LoRA, DoRA, (IA)3, bottlenecks) the base is `params` itself; for
-    those that start elsewhere (PiSSA, OLoRA, a prompt) it is what remains of the params where the
-    kind can say it.
+    those that start elsewhere (PiSSA, OLoRA) it is what remains of the params. A prompt and a
+    prefix change no weights: the base is `params`, and fresh leaves say something already.
 
     Args:
       params: the pretrained params; not changed.

@@ -4,11 +4,14 @@ import inspect
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
+from sftjax.adapters.bottleneck import HOULSBY, PFEIFFER, bottleneck
 from sftjax.adapters.dora import dora
 from sftjax.adapters.ia3 import ia3
 from sftjax.adapters.kind import Kind
 from sftjax.adapters.lora import lora
 from sftjax.adapters.plan import ALL_LINEAR, Plan, plan_adapter
+from sftjax.adapters.prefix import prefix_tuning
+from sftjax.adapters.prompt import prompt_tuning
 from sftjax.core import PyTree, flatten
 
 
@@ -18,8 +21,9 @@ class Known(NamedTuple):
     make: Callable[..., Kind]
     says: dict[str, Any]
     """Settings that the name itself decides."""
-    targets: str | tuple[str, ...] = ALL_LINEAR
-    """Where it sits if nothing is said; of several names, those that the model has."""
+    targets: str | tuple[str, ...] | None = None
+    """Where it sits if nothing is said; of several names, those that the model has; None: where
+    the kind sits by itself."""
 
 
 ADAPTERS: dict[str, Known] = {
@@ -29,6 +33,10 @@ ADAPTERS: dict[str, Known] = {
     "olora": Known(lora, {"init_lora_weights": "olora"}),
     "dora": Known(dora, {}),
     "ia3": Known(ia3, {}, ("key", "value", "k_lin", "v_lin")),
+    "houlsby": Known(bottleneck, {}, HOULSBY),
+    "pfeiffer": Known(bottleneck, {}, PFEIFFER),
+    "prompt": Known(prompt_tuning, {}),
+    "prefix": Known(prefix_tuning, {}),
 }
 """Name -> kind; `--adapter` takes these."""
 

@@ -74,8 +74,13 @@ class Attention(nn.Module):
         k_ND, v_ND = (
             dense(a.hidden_size, a, self.dtype, name)(x_ND) for name in ("k_lin", "v_lin")
         )
-        y_MD = attend(q_MD, k_ND, v_ND, bias, a.num_heads, Dropout(a.attention_dropout))
+        y_MD = self.attend(q_MD, k_ND, v_ND, bias)
         return dense(a.hidden_size, a, self.dtype, "out_lin")(y_MD)
+
+    def attend(self, q_MD: Array, k_ND: Array, v_ND: Array, bias: Array) -> Array:
+        """Gather; a method, so that interceptors can give it other keys and values."""
+        a = self.architecture
+        return attend(q_MD, k_ND, v_ND, bias, a.num_heads, Dropout(a.attention_dropout))
 
 
 class FeedForward(nn.Module):

@@ -61,6 +61,11 @@ class SelfAttention(nn.Module):
         a = self.architecture
         q_MD = dense(a.hidden_size, a, self.dtype, "query")(x_MD)
         k_ND, v_ND = (dense(a.hidden_size, a, self.dtype, name)(x_ND) for name in ("key", "value"))
+        return self.attend(q_MD, k_ND, v_ND, bias)
+
+    def attend(self, q_MD: Array, k_ND: Array, v_ND: Array, bias: Array) -> Array:
+        """Gather; a method, so that interceptors can give it other keys and values."""
+        a = self.architecture
         return attend(q_MD, k_ND, v_ND, bias, a.num_heads, Dropout(a.attention_dropout))
 
 

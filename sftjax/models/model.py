@@ -79,8 +79,9 @@ class Model:
         ids = self._check(batch)
         if ids.shape[1] > self.max_length:
             raise ValueError(
-                f"the rows have {ids.shape[1]} tokens and this {self.family} reads at most "
-                f"{self.max_length}; cut them with max_length={self.max_length} when encoding"
+                f"the rows have {ids.shape[1]} tokens (places of a prompt among them) and this "
+                f"{self.family} reads at most {self.max_length}; cut them with max_length="
+                f"{self.max_length}, or as many fewer as the prompt has places, when encoding"
             )
         mask, segments = batch.get("attention_mask"), batch.get("segment_ids")
         mask = jnp.ones_like(ids) if mask is None else jnp.asarray(mask)
