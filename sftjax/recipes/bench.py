@@ -11,14 +11,11 @@ from sftjax.data import Batches, bucket_lengths
 from sftjax.evaluate import predict
 from sftjax.models import Model, split
 from sftjax.objectives import Apply
-from sftjax.recipes.above_prefix import Stream, cut_of, prefixed
+from sftjax.recipes.above_prefix import cut_of, prefixed
 from sftjax.recipes.methods import Parts
+from sftjax.recipes.streams import Stream, in_order
 from sftjax.recipes.text_parts import model_with, text_parts
 from sftjax.recipes.text_rows import Rows
-from sftjax.train import spread
-
-EVAL_ROWS = 64
-"""Rows per device in an evaluation batch."""
 
 
 class Measured(NamedTuple):
@@ -52,9 +49,11 @@ class Bench(NamedTuple):
             lambda path, leaf, other: other if path in self.new else leaf, self.params, drawn
         )
 
-    def parts(self, objective: Callable[[Apply], Objective]) -> Parts:
+    def parts(
+        self, objective: Callable[[Apply], Objective], held_out: Stream | None = None
+    ) -> Parts:
         """Return the parts of the model above the kept prefix."""
-        return text_parts(self.model, objective, cut=self.cut)
+        return text_parts(self.model, objective, cut=self.cut, held_out=held_out)
 
     def stream(self, rows: Rows, size: int, seed: int) -> Stream:
         """Return training batches of rows, shuffled by a seed."""
@@ -69,10 +68,10 @@ class Bench(NamedTuple):
         found = {}
         for name, (rows, stream) in self.tests.items() if tests else ():
             assert rows.labels is not None
-            logits = predict(self.run, params, _pass(stream), len(rows.encoded))
+            logits = predict(self.run, params, stream, len(rows.encoded))
             found[name] = logits.argmax(-1), np.asarray(rows.labels.values)
         rows, stream = self.reference
-        return Measured(found, predict(self.embed, params, _pass(stream), len(rows.encoded)))
+        return Measured(found, predict(self.embed, params, stream, len(rows.encoded)))
 
     def _kept(self, rows: Rows, batch_at: Callable[[int], Batch]) -> Callable[[int], Batch]:
         return prefixed(self.model, self.params, self.cut, rows, batch_at)
@@ -99,8 +98,8 @@ def bench_of(
         run, embed = split(model, cut).upper, split(embedder, cut).upper
 
     def evaluation(rows: Rows) -> tuple[Rows, Stream]:
-        batches = rows.batches(EVAL_ROWS * jax.device_count())
-        return rows, Stream(batches.steps_per_epoch, prefixed(model, params, cut, rows, batches.at))
+        stream = in_order(rows)
+        return rows, Stream(stream.steps_per_epoch, prefixed(model, params, cut, rows, stream.at))
 
     return Bench(
         model,
@@ -113,8 +112,3 @@ def bench_of(
         jax.jit(lambda params, batch: run(params, batch, None)),
         jax.jit(lambda params, batch: embed(params, batch, None)),
     )
-
-
-def _pass(stream: Stream) -> Iterable[Batch]:
-    at = spread(stream.at)
-    return (at(step) for step in range(stream.steps_per_epoch))

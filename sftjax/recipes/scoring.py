@@ -15,8 +15,8 @@ from sftjax.objectives import (
     squared_error,
     token_cross_entropy,
 )
+from sftjax.recipes.streams import Stream
 from sftjax.recipes.text_rows import PROBLEM_TYPES, Rows
-from sftjax.train import spread
 
 _LOSSES = {
     "single-label": cross_entropy,
@@ -33,14 +33,11 @@ Run = Callable[[PyTree, Batch], jax.Array]
 class Scorer:
     """Labelled rows, and the compiled model that runs over them."""
 
-    def __init__(self, run: Run, rows: Rows, task: str, batch_size: int):
-        """Take the rows, and a program that scorers of other rows may share.
-
-        `batch_size` must be divisible by the number of devices.
-        """
+    def __init__(self, run: Run, rows: Rows, task: str, stream: Stream):
+        """Take the rows, a program that scorers of other rows may share, and the rows' batches."""
         assert rows.labels is not None
         self._run = run
-        self._batches = rows.batches(batch_size)
+        self._stream = stream
         self._count = len(rows.encoded)
         self._task = task
         self._names = rows.labels.names
@@ -51,9 +48,8 @@ class Scorer:
 
     def outputs(self, params: PyTree) -> Any:
         """Return the logits of every row, in the order of the table; of tokens, a list."""
-        at = spread(self._batches.at)
-        batches = (at(step) for step in range(self._batches.steps_per_epoch))
-        return predict(self._run, params, batches, self._count, per_token=self._task == "token")  # type: ignore[call-overload]
+        tokens = self._task == "token"
+        return predict(self._run, params, self._stream, self._count, per_token=tokens)  # type: ignore[call-overload]
 
     def scores(self, params: PyTree) -> dict[str, float]:
         """Return `eval_loss` and the task's usual metrics, NaN where one has no value."""

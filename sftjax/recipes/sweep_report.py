@@ -8,23 +8,21 @@ import pathlib
 import shlex
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sftjax.evaluate import paired_difference, summarize, table, table_markdown
 from sftjax.evaluate.figure import COLOURS, MARKERS, figure, head, save, tidy
+from sftjax.recipes.prepare import Classify
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.training import LESS_IS_BETTER
 from sftjax.train import SweepFit
-
-if TYPE_CHECKING:
-    from sftjax.recipes.classify import Classify
+from sftjax.train.grid import AXES
 
 Row = dict[str, Any]
-AXES = ("dose", "strength", "learning_rate")
 
 
 def write_sweep(
-    job: "Classify",
+    job: Classify,
     rows: list[Row],
     fitted: SweepFit,
     num_steps: int,
@@ -109,7 +107,7 @@ def draw(rows: Sequence[Row], by: Sequence[str], main: str, folder: pathlib.Path
     ]  # fmt: skip
 
 
-def command_of(job: "Classify", changes: dict[str, Any], output_dir: str) -> str:
+def command_of(job: Classify, changes: dict[str, Any], output_dir: str) -> str:
     """Return the command line of a single run of the job with other training settings."""
     training = dataclasses.replace(job.training, **changes)
     single = dataclasses.replace(
@@ -136,7 +134,7 @@ def _arguments(job: Any) -> list[str]:
     return words
 
 
-def _chosen(job: "Classify", means: list[Row], by: Sequence[str]) -> list[str]:
+def _chosen(job: Classify, means: list[Row], by: Sequence[str]) -> list[str]:
     metric = job.training.metric_for_best_model
     sound = [row for row in means if math.isfinite(row[metric])]
     if not sound:
