@@ -13,6 +13,7 @@ from sftjax.models import Model, split
 from sftjax.objectives import Apply
 from sftjax.recipes.above_prefix import cut_of, prefixed
 from sftjax.recipes.methods import Parts
+from sftjax.recipes.scoring import Scorer
 from sftjax.recipes.streams import Stream, in_order
 from sftjax.recipes.text_parts import model_with, text_parts
 from sftjax.recipes.text_rows import Rows
@@ -63,6 +64,12 @@ class Bench(NamedTuple):
         batches = Batches(rows.encoded, rows.labels.values, size, lengths, seed, shuffle=True)
         return Stream(batches.steps_per_epoch, self._kept(rows, batches.at))
 
+    def score(self, rows: Rows) -> Callable[[PyTree], float]:
+        """Return minus the loss on labelled rows, of params: higher is better."""
+        once = _once(self.model, self.params, self.cut, rows)
+        scorer = Scorer(self.run, rows, "single-label", once)
+        return lambda params: -scorer.scores(params)["eval_loss"]
+
     def measure(self, params: PyTree, *, tests: bool = True) -> Measured:
         """Run a model over the tests and the reference rows."""
         found = {}
@@ -98,8 +105,7 @@ def bench_of(
         run, embed = split(model, cut).upper, split(embedder, cut).upper
 
     def evaluation(rows: Rows) -> tuple[Rows, Stream]:
-        stream = in_order(rows)
-        return rows, Stream(stream.steps_per_epoch, prefixed(model, params, cut, rows, stream.at))
+        return rows, _once(model, params, cut, rows)
 
     return Bench(
         model,
@@ -112,3 +118,8 @@ def bench_of(
         jax.jit(lambda params, batch: run(params, batch, None)),
         jax.jit(lambda params, batch: embed(params, batch, None)),
     )
+
+
+def _once(model: Model, params: PyTree, cut: int | None, rows: Rows) -> Stream:
+    stream = in_order(rows)
+    return Stream(stream.steps_per_epoch, prefixed(model, params, cut, rows, stream.at))

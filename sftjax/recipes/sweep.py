@@ -13,18 +13,18 @@ import jax
 import numpy as np
 
 from sftjax.core import PyTree, combine, flatten, partition
-from sftjax.evaluate import Retention, standard
+from sftjax.evaluate import Retention
 from sftjax.recipes.above_prefix import NO_PREFIX, above_prefix, cut_of
 from sftjax.recipes.keeping import Keeper
 from sftjax.recipes.methods import METHODS, STRONG, parse
 from sftjax.recipes.plan import Plan, plan_of
 from sftjax.recipes.prepare import Classify, prepare
-from sftjax.recipes.scoring import Scorer
+from sftjax.recipes.scoring import Scorer, check_metric
 from sftjax.recipes.streams import in_order, shuffled
 from sftjax.recipes.sweep_fit import fit_runs
 from sftjax.recipes.sweep_report import write_sweep
 from sftjax.recipes.text_parts import text_parts
-from sftjax.recipes.text_rows import PROBLEM_TYPES, Rows
+from sftjax.recipes.text_rows import Rows
 from sftjax.recipes.training import Training
 from sftjax.train import SweepFit, claim, name_of, parse_grid, replicate, take_run
 
@@ -202,11 +202,4 @@ def _check(
                 "could not draw it; train it too (--train head) or sweep no seeds"
             )
     assert rows.labels is not None
-    token = job.columns.task == "token"
-    problem = "token_classification" if token else PROBLEM_TYPES[job.columns.task]
-    known = ["eval_loss", *(f"eval_{name}" for name in standard(problem, rows.labels.names))]
-    if training.metric_for_best_model not in known:
-        raise ValueError(
-            f"--metric-for-best-model {training.metric_for_best_model} is not measured; there are: "
-            f"{', '.join(known)}"
-        )
+    check_metric(training.metric_for_best_model, job.columns.task, rows.labels.names)
