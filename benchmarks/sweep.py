@@ -29,6 +29,7 @@ def main() -> None:
     import minilm
 
     from sftjax.models import split
+    from sftjax.objectives import classification
     from sftjax.select import frozen_below, select
     from sftjax.train import keep_freed_memory
 
@@ -44,7 +45,8 @@ def main() -> None:
         ("frozen blocks in the step", model.apply, batch),
         ("frozen blocks kept", upper, {**batch, "hidden": jax.jit(lower)(params, batch)}),
     ):
-        calls, apart, gflop = calls_of(model, params, trainable, apply, given)
+        objective = classification(apply)
+        calls, apart, gflop = calls_of(starts(model, params, trainable), objective, given)
         if apart > 1e-5:
             raise RuntimeError(f"{mode}: a run of the sweep ends {apart} from its twin")
         timings = pairs.alternate(
@@ -68,15 +70,35 @@ def main() -> None:
     pairs.publish("sweep", watch.facts(), [table], facts, args.output)
 
 
-def calls_of(model: Any, params: Any, trainable: Any, apply: Any, batch: Any) -> Any:
-    """Return a call of the sweep, one of the 8 steps, and their distance after 5 updates."""
+def starts(model: Any, params: Any, trainable: Any) -> Any:
+    """Return `run -> (params, trainable)`: each run has a fresh head of its own."""
+    import jax
+
+    from sftjax.core import map_with_path
+
+    def start(run: int) -> Any:
+        drawn = model.init(jax.random.key(run))
+        fresh = map_with_path(
+            lambda path, old, new: new if path.startswith("classifier") else old, params, drawn
+        )
+        return fresh, trainable
+
+    return start
+
+
+def calls_of(params_of: Any, objective: Any, batch: Any) -> Any:
+    """Return a call of the sweep, one of the 8 steps, and their distance after 5 updates.
+
+    Args:
+      params_of: `run -> (params, trainable)`.
+      objective: the same for all.
+      batch: likewise.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
 
     from sftjax.anchor import adamw
-    from sftjax.core import map_with_path
-    from sftjax.objectives import classification
     from sftjax.train import (
         compile_step,
         compile_sweep_step,
@@ -93,13 +115,10 @@ def calls_of(model: Any, params: Any, trainable: Any, apply: Any, batch: Any) ->
         return adamw(lambda step: rate)
 
     def start(run: int) -> Any:
-        drawn = model.init(jax.random.key(run))
-        fresh = map_with_path(
-            lambda path, old, new: new if path.startswith("classifier") else old, params, drawn
-        )
-        return init(fresh, trainable, tx_of(settings["learning_rate"][run]), jax.random.key(run))
+        params, trainable = params_of(run)
+        tx = tx_of(settings["learning_rate"][run])
+        return init(params, trainable, tx, jax.random.key(run))
 
-    objective = classification(apply)
     fixed = start(0)[1]
     sweep: Any = compile_sweep_step(
         make_sweep_step(lambda setting: make_step(objective, tx_of(setting["learning_rate"])))

@@ -1,7 +1,8 @@
 """Staying near the pretrained weights, by a dose that means the same for every method."""
 
-from sftjax.anchor.adamw import adamw, scale_by_rates
+from sftjax.anchor.adamw import adamw
 from sftjax.anchor.averaging import AverageState, averaged, ema_of_weights, swa
+from sftjax.anchor.chain import chained, scale_by_rates
 from sftjax.anchor.decay import (
     add_decayed_difference,
     add_decayed_unanchored,
@@ -64,6 +65,7 @@ __all__ = [
     "anchor_of",
     "anchored",
     "averaged",
+    "chained",
     "check_importance",
     "check_strength",
     "displacement_norms",

@@ -1,12 +1,12 @@
 """AdamW that decays toward the pretrained weights: the optimizer most runs want, in one call."""
 
-import jax
 import optax
 from jax import Array
 
+from sftjax.anchor.chain import chained
 from sftjax.anchor.decay import add_decayed_difference, add_decayed_unanchored
 from sftjax.anchor.dose import strength_from
-from sftjax.core import PyTree, flatten, holes
+from sftjax.core import PyTree
 
 
 def adamw(
@@ -68,42 +68,18 @@ def adamw(
         )
     elif dose is not None:
         raise ValueError("give a dose or a strength, not both")
-    pull = []
+    pull = None
     # An array is of a sweep: checked before it became one, and 0 in some of its runs only.
     if strength is not None and (isinstance(strength, Array) or strength > 0):
-        pull = [add_decayed_difference(strength)]
-    return optax.with_extra_args_support(
-        optax.chain(
-            *([] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]),
-            *(pull if coupled else []),
+        pull = add_decayed_difference(strength)
+    return chained(
+        learning_rate,
+        [
+            pull if coupled else None,
             optax.scale_by_adam(b1, b2, eps),
-            *([] if coupled else pull),
-            *([add_decayed_unanchored(weight_decay)] if weight_decay else []),
-            *([] if rates is None else [scale_by_rates(rates)]),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+            None if coupled else pull,
+            add_decayed_unanchored(weight_decay) if weight_decay else None,
+        ],
+        rates=rates,
+        max_grad_norm=max_grad_norm,
     )
-
-
-def scale_by_rates(rates: PyTree) -> optax.GradientTransformation:
-    """Multiply each update by the rate of its leaf; stands after Adam, where it is not undone.
-
-    >>> import jax.numpy as jnp
-    >>> tx = scale_by_rates({"trunk": 0.5, "head": 1.0})
-    >>> updates, _ = tx.update({"trunk": jnp.ones(1), "head": jnp.ones(1)}, tx.init({}))
-    >>> float(updates["trunk"][0])
-    0.5
-    """
-    if not flatten(rates):
-        raise ValueError("the tree of rates is empty")
-
-    def scale(updates: PyTree, params: PyTree | None) -> PyTree:
-        del params
-        return jax.tree.map(
-            lambda update, rate: None if update is None else update * rate,
-            updates,
-            rates,
-            is_leaf=holes,
-        )
-
-    return optax.stateless(scale)

@@ -14,8 +14,8 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from sftjax.anchor.importance import check_shapes
 from sftjax.core import PyTree, flatten, holes, map_with_path, matches, nearest, partition
+from sftjax.core.importance import check_form
 
 
 class DecayState(NamedTuple):
@@ -209,6 +209,6 @@ def l2_sp_penalty(trainable: PyTree, anchor: PyTree, importance: PyTree | None =
 def _weights(importance: PyTree | None, anchor: PyTree) -> PyTree:
     """Return the importance, or holes in the anchor's structure: a weight of 1 everywhere."""
     if importance is not None:
-        check_shapes(importance, anchor)
+        check_form(importance, anchor)
         return importance
     return jax.tree.map(lambda _: None, anchor, is_leaf=holes)

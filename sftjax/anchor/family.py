@@ -14,7 +14,7 @@ there EWC is L2-SP with an `importance` in `Fixed`, and L2-init is twice the str
 import jax
 import optax
 
-from sftjax.anchor.adamw import scale_by_rates
+from sftjax.anchor.chain import chained
 from sftjax.anchor.decay import DecayState, add_decayed_difference, add_decayed_unanchored
 from sftjax.anchor.dose import strength_from
 from sftjax.core import PyTree, holes
@@ -147,19 +147,12 @@ def sgd(
         momentum=momentum if coupled else 0.0,
     )
     decay = [
-        *([l2_sp(strength)] if strength else []),
-        *([add_decayed_unanchored(weight_decay)] if weight_decay else []),
+        l2_sp(strength) if strength else None,
+        add_decayed_unanchored(weight_decay) if weight_decay else None,
     ]
-    return optax.with_extra_args_support(
-        optax.chain(
-            *([] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]),
-            *(decay if coupled else []),
-            *([optax.trace(momentum, nesterov)] if momentum else []),
-            *([] if coupled else decay),
-            *([] if rates is None else [scale_by_rates(rates)]),
-            optax.scale_by_learning_rate(learning_rate),
-        )
-    )
+    velocity = optax.trace(momentum, nesterov) if momentum else None
+    links = [*decay, velocity] if coupled else [velocity, *decay]
+    return chained(learning_rate, links, rates=rates, max_grad_norm=max_grad_norm)
 
 
 def recadam(
@@ -227,16 +220,16 @@ def recadam(
     )
     if gamma is None:
         raise ValueError("recadam needs a dose, or its gamma as a strength")
-    return optax.with_extra_args_support(
-        optax.chain(
-            *([] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]),
+    return chained(
+        learning_rate,
+        [
             optax.scale_by_adam(b1, b2, eps),
             scale_anchored(task),
             add_decayed_difference(lambda step: gamma * recall(step)),
-            *([add_decayed_unanchored(weight_decay)] if weight_decay else []),
-            *([] if rates is None else [scale_by_rates(rates)]),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+            add_decayed_unanchored(weight_decay) if weight_decay else None,
+        ],
+        rates=rates,
+        max_grad_norm=max_grad_norm,
     )
 
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sftjax.core import PyTree, count, flatten, map_with_path, nearest
+from sftjax.core import PyTree, count, flatten, map_with_path
+from sftjax.core.importance import check_finite, check_form
 
 
 class Facts(NamedTuple):
@@ -89,14 +90,10 @@ def check_importance(importance: PyTree, anchor: PyTree, *, cap: float | None = 
 
     >>> check_importance({"w": jnp.ones(3)}, {"w": jnp.zeros(3)})
     """
-    check_shapes(importance, anchor)
+    check_form(importance, anchor)
+    check_finite(importance)
     for path, leaf in flatten(importance).items():
         low, high = float(jnp.min(leaf)), float(jnp.max(leaf))
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise ValueError(
-                f"the importance of {path} is not finite; the model's outputs overflow on some row "
-                "of the data it was found on. Find it again in float32, without that row"
-            )
         if low < 0.0:
             raise ValueError(
                 f"the importance of {path} is as low as {low:.3g}; a negative weight would push "
@@ -107,33 +104,6 @@ def check_importance(importance: PyTree, anchor: PyTree, *, cap: float | None = 
                 f"the importance of {path} is as high as {high:.3g}, where the pull would "
                 f"overshoot the anchor in one update (eta * lambda * F > 1); scale it with "
                 f"normalized(importance, cap={cap:.4g}) or lower the dose"
-            )
-
-
-def check_shapes(importance: PyTree, anchor: PyTree) -> None:
-    """Refuse an importance whose paths or shapes are not the anchor's; works while tracing.
-
-    >>> check_shapes({"w": jnp.ones(3)}, {"w": jnp.zeros(2)})
-    Traceback (most recent call last):
-    ValueError: the importance of w has shape (3,) and the anchor (2,); find it again ...
-    """
-    found, held = flatten(importance), flatten(anchor)
-    for path in held:
-        if path not in found:
-            raise ValueError(
-                f"the anchor holds {path} and the importance does not (nearest: "
-                f"{nearest(path, list(found))}); give `fisher` the anchor of this run"
-            )
-        if jnp.shape(found[path]) != jnp.shape(held[path]):
-            raise ValueError(
-                f"the importance of {path} has shape {jnp.shape(found[path])} and the anchor "
-                f"{jnp.shape(held[path])}; find it again for this model"
-            )
-    for path in found:
-        if path not in held:
-            raise ValueError(
-                f"there is an importance of {path}, which is not anchored; give `fisher` the "
-                "anchor of this run, or load the importance like it"
             )
 
 

@@ -7,8 +7,9 @@ whole subtree, and always by whole segments: `lora` is not `lora2`.
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
+from itertools import accumulate, takewhile
 from typing import Any
 
 import jax
@@ -97,6 +98,36 @@ def nearest(pattern: str, paths: list[str], count: int = 3) -> list[str]:
     return difflib.get_close_matches(pattern, subtrees, n=count, cutoff=0.3)
 
 
+def cover(chosen: Collection[str], paths: Collection[str]) -> str:
+    """Name some leaves by the largest subtrees that hold no others.
+
+    >>> tree = ["layer/0/w", "layer/0/b", "layer/1/w", "layer/1/b", "head/w"]
+    >>> cover(["layer/0/w", "layer/0/b"], tree), cover(["layer/1/b", "head/w"], tree)
+    ('layer/0', 'layer/1/b, head')
+    """
+    wanted = set(chosen)
+    mixed = {
+        prefix
+        for path in paths
+        if path not in wanted
+        for prefix in accumulate(path.split("/"), _join)
+    }
+    found: dict[str, None] = {}
+    for path in chosen:
+        prefixes = list(accumulate(path.split("/"), _join))
+        found[next(prefix for prefix in prefixes if prefix not in mixed)] = None
+    if len(found) <= 3:
+        return ", ".join(found)
+    *_, shared = (
+        "",
+        *takewhile(
+            lambda prefix: all(path.startswith(f"{prefix}/") for path in chosen),
+            accumulate(next(iter(chosen)).split("/"), _join),
+        ),
+    )
+    return f"{shared}/.." if shared else f"{next(iter(found))} and {len(found) - 1} more"
+
+
 def natural_key(path: str) -> list[tuple[bool, int, str]]:
     """Sort key that reads runs of digits as numbers, so that block 2 comes before block 10."""
     return [
@@ -118,3 +149,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
             body = "".join(wild.get(char, re.escape(char)) for char in segment)
             expression += body + ("" if last else "/")
     return re.compile(expression + r"(?:/.*)?\Z")
+
+
+def _join(left: str, right: str) -> str:
+    return f"{left}/{right}"

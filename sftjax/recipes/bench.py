@@ -19,7 +19,7 @@ from sftjax.recipes.text_parts import model_with, text_parts
 from sftjax.recipes.text_rows import Rows
 
 
-class Measured(NamedTuple):
+class ModelOutputs(NamedTuple):
     """What a model says and how it sees the reference rows."""
 
     predictions: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -70,7 +70,7 @@ class Bench(NamedTuple):
         scorer = Scorer(self.run, rows, "single-label", once)
         return lambda params: -scorer.scores(params)["eval_loss"]
 
-    def measure(self, params: PyTree, *, tests: bool = True) -> Measured:
+    def measure(self, params: PyTree, *, tests: bool = True) -> ModelOutputs:
         """Run a model over the tests and the reference rows."""
         found = {}
         for name, (rows, stream) in self.tests.items() if tests else ():
@@ -78,7 +78,7 @@ class Bench(NamedTuple):
             logits = predict(self.run, params, stream, len(rows.encoded))
             found[name] = logits.argmax(-1), np.asarray(rows.labels.values)
         rows, stream = self.reference
-        return Measured(found, predict(self.embed, params, stream, len(rows.encoded)))
+        return ModelOutputs(found, predict(self.embed, params, stream, len(rows.encoded)))
 
     def _kept(self, rows: Rows, batch_at: Callable[[int], Batch]) -> Callable[[int], Batch]:
         return prefixed(self.model, self.params, self.cut, rows, batch_at)

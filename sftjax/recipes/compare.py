@@ -27,7 +27,7 @@ from sftjax.evaluate import (
 from sftjax.hub import load, load_tokenizer
 from sftjax.models import Head
 from sftjax.objectives import classification
-from sftjax.recipes.bench import Bench, Measured, bench_of
+from sftjax.recipes.bench import Bench, ModelOutputs, bench_of
 from sftjax.recipes.contender import Contender, contender_of
 from sftjax.recipes.finetune import finetune
 from sftjax.recipes.methods import parse
@@ -191,7 +191,7 @@ def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = print) ->
 
 def _run(
     bench: Bench,
-    before: Measured,
+    before: ModelOutputs,
     train: Rows,
     held_out: Rows | None,
     contender: Contender,
@@ -286,7 +286,7 @@ def _line(row: Row) -> str:
     return f"{row['method']}, seed {row['seed']}: {', '.join(numbers)}"
 
 
-def _pretrained(bench: Bench, before: Measured) -> dict[str, float]:
+def _pretrained(bench: Bench, before: ModelOutputs) -> dict[str, float]:
     """Return what the untouched model scores in the measures of what is kept."""
     found = {"cka": 1.0, "moved": 0.0}
     if bench.groups is not None:

@@ -16,7 +16,7 @@ from sftjax.recipes.plan import Plan, loop_options, plan_of, pretrained, with_ra
 from sftjax.recipes.progress import progress
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.training import LESS_IS_BETTER, Training, Tuned
-from sftjax.select import describe
+from sftjax.select import describe, select
 from sftjax.train import Fit, Phase, replicate, run_phases, spread
 
 WHOLE_RUN = ("ewc", "child-d", "difference", "ema")
@@ -47,22 +47,16 @@ def finetune_in_phases(
         )
     dose = training.dose if own is None else own
     num_steps = training.num_steps(stream.steps_per_epoch)
-    wanted = phases_of_words(training.phases, training.rules(), num_steps)
-    # Planned without a dose first, to see which phases move pretrained leaves at all.
-    free = [
-        all(path in new for path in flatten(partition(params, mask)[0]))
-        for mask in (
-            plan_of(
-                params, new, parts, training, with_new(rules, new), made, dose=0.0
-            ).selection.trainable
-            for _, rules, made in wanted
-        )
+    wanted = [
+        (phase, with_new(rules, new), made)
+        for phase, rules, made in phases_of_words(training.phases, training.rules(), num_steps)
     ]
-    held = sum(made for (_, _, made), alone in zip(wanted, free, strict=True) if not alone)
+    holding = [_moves_pretrained(params, new, rules) for _, rules, _ in wanted]
+    held = sum(made for (_, _, made), holds in zip(wanted, holding, strict=True) if holds)
     plans: list[Plan] = []
-    for (_, rules, made), alone in zip(wanted, free, strict=True):
-        share = 0.0 if alone else dose * made / held
-        plans.append(plan_of(params, new, parts, training, with_new(rules, new), made, dose=share))
+    for (_, rules, made), holds in zip(wanted, holding, strict=True):
+        share = dose * made / held if holds else 0.0
+        plans.append(plan_of(params, new, parts, training, rules, made, dose=share))
     phases = [
         Phase(name, plan.selection.trainable, plan.method.tx, made, reset_optimizer=True)
         for (name, _, made), plan in zip(wanted, plans, strict=True)
@@ -118,3 +112,8 @@ def finetune_in_phases(
     best = last.method.finish(pretrained(params, new), run.best)
     fitted = Fit(run.end.state, kept, best_step, history, run.seconds)
     return Tuned(best, fitted, last.selection, report, last.method.strength, num_steps)
+
+
+def _moves_pretrained(params: PyTree, new: Collection[str], rules: list[tuple[str, float]]) -> bool:
+    moving = flatten(select(params, rules, new=new).trainable)
+    return any(moves and path not in new for path, moves in moving.items())

@@ -15,6 +15,7 @@ from sftjax.anchor import (
     adamw,
     add_base,
     averaged,
+    chained,
     distillation_weight_of,
     ema_decay_of,
     ema_of_weights,
@@ -25,7 +26,6 @@ from sftjax.anchor import (
     mixout_rate_of,
     recadam,
     remaining,
-    scale_by_rates,
     selective_projection_decay,
     sharpness_aware,
     strength_of,
@@ -208,16 +208,17 @@ def _recadam(s: Setting) -> Method:
 def _difference(s: Setting) -> Method:
     """L2-SP again, by another parameterisation: what decays is the difference itself."""
     strength = strength_of(s.dose, s.learning_rate, s.num_steps)
-    clip = s.options["max_grad_norm"]
     differences = map_with_path(lambda path, _: path not in s.new, s.trainable)
     matrices = map_with_path(lambda path, leaf: path in s.new and leaf.ndim > 1, s.trainable)
-    tx = optax.chain(
-        *([] if clip is None else [optax.clip_by_global_norm(clip)]),
-        optax.scale_by_adam(),
-        optax.add_decayed_weights(strength, mask=differences),
-        optax.add_decayed_weights(s.options["weight_decay"], mask=matrices),
-        scale_by_rates(s.options["rates"]),
-        optax.scale_by_learning_rate(s.learning_rate),
+    tx = chained(
+        s.learning_rate,
+        [
+            optax.scale_by_adam(),
+            optax.add_decayed_weights(strength, mask=differences),
+            optax.add_decayed_weights(s.options["weight_decay"], mask=matrices),
+        ],
+        rates=s.options["rates"],
+        max_grad_norm=s.options["max_grad_norm"],
     )
     return _none(s)._replace(
         tx=tx, strength=strength, view=add_base, start=to_difference,

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from sftjax.core import PyTree, flatten, map_with_path
+from sftjax.select.part import Part, named
 
 
 class BernoulliState(NamedTuple):
@@ -25,6 +27,7 @@ class BernoulliState(NamedTuple):
     updates: ArrayLike
     """(), int32: updates made."""
     key: Array
+    part: Part
 
 
 class ElementsState(NamedTuple):
@@ -33,6 +36,7 @@ class ElementsState(NamedTuple):
     mask: PyTree
     """bool, of the params' shapes; holes where every element moves."""
     inner: optax.OptState
+    part: Part
 
 
 def bernoulli_gradients(keep: float, key: Array) -> optax.GradientTransformation:
@@ -59,9 +63,12 @@ def bernoulli_gradients(keep: float, key: Array) -> optax.GradientTransformation
     _check_keep(keep)
 
     def init(params: PyTree) -> BernoulliState:
-        del params
+        part = Part(
+            f"Child-Tuning F: {keep:.1%} of each gradient's elements, drawn anew at every update",
+            dict.fromkeys(flatten(params), keep),
+        )
         # A copy: the state is donated, and the caller's key would go with it.
-        return BernoulliState(jnp.zeros((), jnp.int32), jnp.copy(key))
+        return BernoulliState(jnp.zeros((), jnp.int32), jnp.copy(key), part)
 
     def update(
         updates: PyTree, state: BernoulliState, params: PyTree | None = None
@@ -76,7 +83,7 @@ def bernoulli_gradients(keep: float, key: Array) -> optax.GradientTransformation
             )
             return jnp.where(mask, grad / keep, 0).astype(grad.dtype)
 
-        following = BernoulliState(optax.safe_increment(state.updates), state.key)
+        following = state._replace(updates=optax.safe_increment(state.updates))
         return map_with_path(draw, updates), following
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
@@ -159,7 +166,7 @@ def only_elements(
         held = map_with_path(
             lambda path, _: jnp.array(masks[path]) if path in masks else None, params
         )
-        return ElementsState(held, inner.init(params))
+        return ElementsState(held, inner.init(params), _part(masks, params))
 
     def update(
         updates: PyTree, state: ElementsState, params: PyTree | None = None, **extra: object
@@ -174,7 +181,7 @@ def only_elements(
         grads = map_with_path(keep(0.0), updates)
         moved, following = inner.update(grads, state.inner, params, **extra)
         # -0.0 is what leaves every float as it is: adding 0.0 would turn a weight of -0.0 to 0.0.
-        return map_with_path(keep(-0.0), moved), ElementsState(state.mask, following)
+        return map_with_path(keep(-0.0), moved), state._replace(inner=following)
 
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
 
@@ -182,6 +189,20 @@ def only_elements(
 def _check_keep(keep: float) -> None:
     if not 0.0 < keep <= 1.0:
         raise ValueError(f"keep is {keep}; it is the share of elements that move, in (0, 1]")
+
+
+def _part(masks: dict[str, Array], params: PyTree) -> Part:
+    # A mask that is being traced has its values later, and cannot say how many it lets move.
+    known = {path: piece for path, piece in masks.items() if not isinstance(piece, Tracer)}
+    chosen = {path: int(np.count_nonzero(piece)) for path, piece in known.items()}
+    size = sum(piece.size for piece in known.values())
+    where = named([path for path in flatten(params) if path in masks], params)
+    whole = named([path for path in flatten(params) if path not in masks], params)
+    return Part(
+        f"Child-Tuning D: {sum(chosen.values()):,} of {size:,} elements ({where}), chosen once"
+        + (f"; {whole}: all elements" if whole else ""),
+        {path: chosen[path] / piece.size for path, piece in known.items()},
+    )
 
 
 def _check_mask(masks: dict[str, Array], leaves: dict[str, Array]) -> None:

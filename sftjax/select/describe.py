@@ -1,13 +1,14 @@
 """Print what a selection means before it runs: leaves, sizes, optimizer memory, rates, anchors."""
 
+import math
 from collections.abc import Collection
-from itertools import accumulate, takewhile
 from typing import NamedTuple
 
 import jax
 import optax
 
-from sftjax.core import PyTree, count, flatten, nbytes, partition
+from sftjax.core import PyTree, count, cover, flatten, nbytes, owner_of, partition
+from sftjax.select.part import Part, parts_of
 from sftjax.select.rules import Selection
 
 
@@ -24,6 +25,9 @@ class Row(NamedTuple):
     """How many of the leaves are held near their pretrained values."""
     where: str = ""
     """The subtrees it covers, where its rule moves other leaves at another rate."""
+    share: float = 1.0
+    """Share of the parameters whose gradient counts at an update, in the mean: below 1 where the
+    optimizer draws or masks (Child-Tuning, LISA)."""
 
 
 class Description(NamedTuple):
@@ -31,11 +35,15 @@ class Description(NamedTuple):
 
     rows: tuple[Row, ...]
     total: Row
+    parts: tuple[str, ...] = ()
+    """What the optimizer says of the parts that it draws or masks."""
 
     def __str__(self) -> str:
-        header = ("rule", "leaves", "parameters", "memory", "optimizer", "rate", "anchored")
+        header = ("rule", "leaves", "parameters", "memory", "optimizer", "rate", "anchored", "part")
         lines = [header, *(_cells(row) for row in self.rows), _cells(self.total)]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+        if not self.parts:
+            lines = [line[:-1] for line in lines]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
         text = [
             "  ".join(
                 cell.ljust(width) if column == 0 else cell.rjust(width)
@@ -49,7 +57,7 @@ class Description(NamedTuple):
             f"trainable params: {moving:,} || all params: {self.total.parameters:,} "
             f"|| trainable%: {share:.4f}"
         )
-        return "\n".join(text)
+        return "\n".join([*text, *self.parts])
 
 
 def describe(
@@ -62,7 +70,8 @@ def describe(
     """Report, rule by rule, what moves and what it costs.
 
     A rule that moves its leaves at several rates (`scaled`) has a line for each, with the subtrees
-    it covers.
+    it covers. An optimizer that moves a part of the leaves at a time (`lisa`, `only_elements`,
+    `bernoulli_gradients`) says which, and what share that is of each line.
 
     Args:
       params: a tree of arrays or shapes.
@@ -83,12 +92,26 @@ def describe(
     (frozen)       1          64   256 B        0 B     -         -
     total          2          80   320 B      128 B               0
     trainable params: 16 || all params: 80 || trainable%: 20.0000
+    >>> from sftjax.select import block_ids, lisa
+    >>> layer = {"0": {"w": jnp.zeros(8)}, "1": {"w": jnp.zeros(8)}}
+    >>> params = {"layer": layer, "head": jnp.zeros(16)}
+    >>> tx = lisa(optax.sgd(0.1), block_ids(params), active=1, every=20, key=jax.random.key(0))
+    >>> print(describe(params, select(params, "all"), tx=tx))
+    rule   leaves  parameters  memory  optimizer  rate  anchored   part
+    all         3          32   128 B        0 B     1         0  75.0%
+    total       3          32   128 B        0 B               0
+    trainable params: 32 || all params: 32 || trainable%: 100.0000
+    LISA: 1 of 2 blocks (layer/0, layer/1), drawn anew every 20 updates; head: at every update
     """
     leaves = flatten(params)
     rules = flatten(selection.rule)
     rates = flatten(selection.rate)
     anchored = set(flatten(anchor)) if anchor is not None else set()
-    state = None if tx is None else _state_bytes(tx, partition(params, selection.trainable)[0])
+    state, parts = None, []
+    if tx is not None:
+        moving = partition(params, selection.trainable)[0]
+        shapes = jax.eval_shape(tx.init, moving)
+        state, parts = _state_bytes(shapes, flatten(moving)), parts_of(shapes)
     groups: dict[tuple[str, float], list[str]] = {}
     for path in leaves:
         groups.setdefault((rules[path], rates[path]), []).append(path)
@@ -97,13 +120,13 @@ def describe(
     spread = {rule for rule in rules_of if rules_of.count(rule) > 1}
     rows = tuple(
         _row(rule or "(frozen)", rate, {path: leaves[path] for path in groups[rule, rate]}, state,
-             anchored, cover(groups[rule, rate], leaves) if rule in spread and rate else "")
+             anchored, parts, cover(groups[rule, rate], leaves) if rule in spread and rate else "")
         for rule, rate in order
     )  # fmt: skip
-    total = _row("total", float("nan"), leaves, state, anchored)
+    total = _row("total", float("nan"), leaves, state, anchored, parts)
     if state is not None:
         total = total._replace(optimizer_bytes=sum(state.values()))
-    return Description(rows, total)
+    return Description(rows, total, tuple(part.says for part in parts))
 
 
 def _row(
@@ -112,70 +135,28 @@ def _row(
     leaves: dict[str, jax.Array],
     state: dict[str, int] | None,
     anchored: set[str],
+    parts: list[Part],
     where: str = "",
 ) -> Row:
     spent = None if state is None else sum(state.get(path, 0) for path in leaves)
     held = len(anchored & set(leaves))
-    return Row(rule, len(leaves), count(leaves), nbytes(leaves), spent, rate, held, where)
+    size = count(leaves)
+    counted = sum(
+        math.prod((part.shares.get(path, 1.0) for part in parts), start=float(count(leaf)))
+        for path, leaf in leaves.items()
+    )
+    share = counted / size if size else 1.0
+    return Row(rule, len(leaves), size, nbytes(leaves), spent, rate, held, where, share)
 
 
-def _state_bytes(tx: optax.GradientTransformation, trainable: PyTree) -> dict[str, int]:
-    """Bytes of optimizer state by the path of the leaf they belong to; counters under `""`."""
-    shapes = jax.eval_shape(tx.init, trainable)
-    paths = flatten(trainable)
+def _state_bytes(shapes: optax.OptState, paths: Collection[str]) -> dict[str, int]:
+    """Bytes of optimizer state by the path of the leaf they belong to, without counters."""
     spent: dict[str, int] = {}
     for where, leaf in flatten(shapes).items():
         owner = owner_of(where, paths)
         spent[owner] = spent.get(owner, 0) + nbytes(leaf)
     spent.pop("", None)
     return spent
-
-
-def owner_of(where: str, paths: Collection[str]) -> str:
-    """Return the leaf that an array of an optimizer's state belongs to, or "" if there is none.
-
-    A moment of `head/kernel` lies at `.../mu/head/kernel`: the longest such suffix owns it.
-
-    >>> owner_of("0/mu/head/kernel", {"kernel", "head/kernel"}), owner_of("0/count", {"kernel"})
-    ('head/kernel', '')
-    """
-    segments = where.split("/")
-    suffixes = ("/".join(segments[start:]) for start in range(len(segments)))
-    return next((suffix for suffix in suffixes if suffix in paths), "")
-
-
-def cover(chosen: Collection[str], paths: Collection[str]) -> str:
-    """Name some leaves by the largest subtrees that hold no others.
-
-    >>> tree = ["layer/0/w", "layer/0/b", "layer/1/w", "layer/1/b", "head/w"]
-    >>> cover(["layer/0/w", "layer/0/b"], tree), cover(["layer/1/b", "head/w"], tree)
-    ('layer/0', 'layer/1/b, head')
-    """
-    wanted = set(chosen)
-    mixed = {
-        prefix
-        for path in paths
-        if path not in wanted
-        for prefix in accumulate(path.split("/"), _join)
-    }
-    found: dict[str, None] = {}
-    for path in chosen:
-        prefixes = list(accumulate(path.split("/"), _join))
-        found[next(prefix for prefix in prefixes if prefix not in mixed)] = None
-    if len(found) <= 3:
-        return ", ".join(found)
-    *_, shared = (
-        "",
-        *takewhile(
-            lambda prefix: all(path.startswith(f"{prefix}/") for path in chosen),
-            accumulate(next(iter(chosen)).split("/"), _join),
-        ),
-    )
-    return f"{shared}/.." if shared else f"{next(iter(found))} and {len(found) - 1} more"
-
-
-def _join(left: str, right: str) -> str:
-    return f"{left}/{right}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -189,6 +170,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         "" if row.optimizer_bytes is None else _size(row.optimizer_bytes),
         "" if total else "-" if frozen else f"{row.rate:.3g}",
         "-" if frozen else f"{row.anchored:,}",
+        "" if total else "-" if frozen else f"{100 * row.share:.1f}%",
     )
 
 

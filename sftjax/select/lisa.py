@@ -17,9 +17,9 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from sftjax.core import PyTree, flatten, map_with_path
+from sftjax.core import PyTree, clocks_of, flatten, map_with_path, owner_of
 from sftjax.select.blocks import stacks
-from sftjax.select.describe import owner_of
+from sftjax.select.part import Part, named
 
 ALWAYS = -1
 """The block of leaves that always move: embeddings, head."""
@@ -34,6 +34,7 @@ class LisaState(NamedTuple):
     ages: Array
     """(blocks + 1,), int32: updates that each block's moments have seen; last, leaves always on."""
     inner: optax.OptState
+    part: Part
 
 
 def lisa(
@@ -85,6 +86,7 @@ def lisa(
             jnp.copy(key),  # the state is donated, and the caller's key would go with it
             jnp.zeros(count + 1, jnp.int32),
             inner.init(params),
+            _part(block_of, params, count, active, every),
         )
 
     def update(
@@ -144,6 +146,7 @@ def lisa(
             state.key,
             ages + on.astype(jnp.int32),
             map_with_path(settle, outcomes[some][1]),
+            state.part,
         )
         return stepped, following
 
@@ -184,27 +187,6 @@ def block_ids(params: PyTree) -> PyTree:
     return map_with_path(number, params)
 
 
-def clocks_of(state: optax.OptState, paths: Any) -> set[str]:
-    """Return where the counters stand that tell the age of moments: `count` beside `mu`, `nu`.
-
-    A counter that stands alone belongs to a schedule, and keeps the run's time.
-
-    >>> tx = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(lambda step: 1.0))
-    >>> clocks_of(tx.init({"w": jnp.ones(1)}), {"w"})
-    {'0/count'}
-    """
-    leaves = flatten(state)
-    homes = set()
-    for where in leaves:
-        if owner := owner_of(where, paths):
-            home, _, _ = where.removesuffix(owner).rstrip("/").rpartition("/")
-            homes.add(home)
-    counters = {where: where.rpartition("/") for where in leaves if not owner_of(where, paths)}
-    return {
-        where for where, (home, _, name) in counters.items() if name == "count" and home in homes
-    }
-
-
 def _set(state: optax.OptState, clocks: set[str], age: Array) -> optax.OptState:
     return map_with_path(
         lambda where, leaf: age.astype(leaf.dtype) if where in clocks else leaf, state
@@ -221,6 +203,22 @@ def _owned(
         return function(owner, where, leaf) if owner else leaf
 
     return map_with_path(change, state)
+
+
+def _part(block_of: dict[str, int], params: PyTree, count: int, active: int, every: int) -> Part:
+    moving = flatten(params)
+
+    def name(block: int) -> str:
+        return named([path for path in moving if block_of[path] == block], params)
+
+    first, last = name(0), name(count - 1)
+    where = first if count == 1 else f"{first}, {last}" if count == 2 else f"{first} ... {last}"
+    others = name(ALWAYS)
+    return Part(
+        f"LISA: {active} of {count} blocks ({where}), drawn anew every {every} updates"
+        + (f"; {others}: at every update" if others else ""),
+        {path: active / count for path in moving if block_of[path] != ALWAYS},
+    )
 
 
 def _check(block_of: dict[str, int], active: int, every: int, moments: str) -> int:

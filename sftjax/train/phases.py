@@ -17,7 +17,16 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from sftjax.core import combine, count, flatten, holes, map_with_path, partition
+from sftjax.core import (
+    clocks_of,
+    combine,
+    count,
+    flatten,
+    holes,
+    map_with_path,
+    owner_of,
+    partition,
+)
 from sftjax.core.state import Batch, Fixed, PyTree, TrainState
 from sftjax.train.checkpoint import open_checkpoints
 from sftjax.train.loop import Record, fit
@@ -273,7 +282,7 @@ def join_late(
     def update(
         updates: PyTree, state: optax.OptState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, optax.OptState]:
-        clocks = _clocks(state, late_of)
+        clocks = clocks_of(state, late_of)
 
         def at(state: optax.OptState, by: int) -> optax.OptState:
             return map_with_path(lambda where, n: n + by if where in clocks else n, state)
@@ -286,7 +295,7 @@ def join_late(
         moved = map_with_path(pick, *(moved for moved, _ in made))
         states = (at(after, age) for (_, after), age in zip(made, ages, strict=True))
         return moved, map_with_path(
-            lambda where, *options: pick(_owner(where, late_of), *options), *states
+            lambda where, *options: pick(owner_of(where, late_of), *options), *states
         )
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
@@ -322,26 +331,10 @@ def _moving(tree: PyTree | None, phase: Phase) -> PyTree | None:
 
 def _goes_on(where: str, moving: Collection[str], moved: Collection[str]) -> bool:
     """Whether an array of the optimizer's state is taken over from the phase before."""
-    owner = _owner(where, moving)
+    owner = owner_of(where, moving)
     if owner and owner not in moved:
         return False
     return not any(name in SETTINGS for name in where.removesuffix(owner).split("/"))
-
-
-def _owner(where: str, paths: Collection[str]) -> str:
-    """Return the leaf that an array of the state belongs to: the longest path it ends with."""
-    segments = where.split("/")
-    suffixes = ("/".join(segments[start:]) for start in range(len(segments)))
-    return next((suffix for suffix in suffixes if suffix in paths), "")
-
-
-def _clocks(state: optax.OptState, paths: Collection[str]) -> set[str]:
-    """Return where counters stand that tell the age of moments: `count` beside `mu` and `nu`."""
-    owners = {where: _owner(where, paths) for where in flatten(state)}
-    fields = {where.removesuffix(owner).rstrip("/") for where, owner in owners.items() if owner}
-    homes = {field.rpartition("/")[0] for field in fields}
-    counters = {"/".join([home, "count"]).lstrip("/") for home in homes}
-    return {where for where in counters if owners.get(where) == ""}
 
 
 def _check(params: PyTree, phases: Sequence[Phase], options: dict[str, Any]) -> None:

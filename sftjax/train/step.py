@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.core import Tracer
 
 from sftjax.core import (
     Aux,
@@ -25,6 +24,7 @@ from sftjax.core import (
     partition,
     step_key,
 )
+from sftjax.core.importance import check_finite, check_form
 
 Step = Callable[[TrainState, Fixed, Batch], tuple[TrainState, Metrics]]
 
@@ -92,7 +92,8 @@ def init(
                 f"{path} has dtype {leaf.dtype} and cannot be trained by gradients; freeze it"
             )
     if importance is not None:
-        _check_importance(flatten(importance), {} if anchor is None else flatten(anchor))
+        check_form(importance, {} if anchor is None else anchor)
+        check_finite(importance)
     moving = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), moving)
     if frozen_dtype is not None:
         frozen = jax.tree.map(
@@ -206,27 +207,6 @@ def compile_step(step: Step) -> Step:
     >>> step = compile_step(lambda state, fixed, batch: (state, {}))
     """
     return jax.jit(step, donate_argnums=0)
-
-
-def _check_importance(importance: dict[str, Array], anchor: dict[str, Array]) -> None:
-    if importance.keys() != anchor.keys():
-        odd = sorted(importance.keys() ^ anchor.keys())[0]
-        holder, other = ("importance", "anchor") if odd in importance else ("anchor", "importance")
-        raise ValueError(
-            f"the {holder} has a leaf at {odd!r} and the {other} has none; make the importance of "
-            "the leaves that the anchor holds"
-        )
-    for path, leaf in importance.items():
-        if jnp.shape(leaf) != jnp.shape(anchor[path]):
-            raise ValueError(
-                f"the importance of {path!r} has shape {jnp.shape(leaf)}, its anchor "
-                f"{jnp.shape(anchor[path])}; give one weight a scalar"
-            )
-        if not isinstance(leaf, Tracer) and not bool(jnp.isfinite(leaf).all()):
-            raise ValueError(
-                f"the importance of {path!r} holds NaN or infinity; look at the rows and the "
-                "gradients that it was made of"
-            )
 
 
 def _scale(loss: Loss) -> Array:

@@ -8,7 +8,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sftjax.anchor import adamw, anchor_of
+from sftjax.anchor import adamw, anchor_of, selective_projection_decay, sgd
 from sftjax.core import combine, flatten
 from sftjax.objectives import classification
 from sftjax.select import select
@@ -156,6 +156,49 @@ def test_means_of_means_would_not_pass():
     assert gap > 1e-3
 
 
+def away(state, by=0.3):
+    """Put the weights off the anchor, so that it pulls from the first update on."""
+    shifted = jax.tree.map(lambda leaf: leaf + by * jnp.cos(leaf * 50.0), state.trainable)
+    return state._replace(trainable=shifted)
+
+
+@pytest.mark.parametrize("tx", [
+    adamw(1e-2, strength=5.0, weight_decay=0.1),
+    adamw(1e-2, strength=0.5, weight_decay=0.1, coupled=True),
+    sgd(0.1, strength=0.5, weight_decay=0.1),
+    optax.chain(sgd(0.1, strength=0.5), selective_projection_decay()),
+], ids=["adamw", "adamw-coupled", "sgd-coupled", "sgd-spd"])  # fmt: skip
+def test_accumulation_with_an_anchor_equals_the_big_batch(tx):
+    """A pull for each micro-batch would be four times as strong."""
+    batch = batch_of(valid=(np.arange(ROWS) % 5 > 0).astype(np.float32))
+    results = []
+    for pieces in (1, 4):
+        _, state, fixed, step = set_up("last:2", tx, pieces)
+        state, step = away(state), compile_step(step)
+        for _ in range(3):
+            state, _ = step(state, fixed, batch)
+        results.append(state.trainable)
+    chex.assert_trees_all_close(*results, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.parametrize("coupled", [False, True])
+def test_the_anchor_pulls_once_an_update(accumulate, coupled):
+    """Where the data asks for nothing, an update leaves exactly 1 - eta lambda of the way."""
+    tx = sgd(0.1, strength=0.5, weight_decay=0.0, momentum=0.0, coupled=coupled)
+    _, state, fixed, step = set_up("last:1", tx, accumulate)
+    state = away(state)
+    before = jax.tree.map(np.asarray, state.trainable)
+    after, _ = compile_step(step)(state, fixed, batch_of(valid=np.zeros(ROWS, np.float32)))
+    for path, origin in flatten(fixed.anchor).items():
+        way, left = (flatten(tree)[path] - origin for tree in (before, after.trainable))
+        assert np.abs(way).max() > 0.2
+        np.testing.assert_allclose(left, (1 - 0.1 * 0.5) * way, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(
+        after.trainable["head"]["kernel"], before["head"]["kernel"], "a fresh head is not held"
+    )
+
+
 def test_eight_devices_equal_one():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
@@ -239,10 +282,10 @@ def test_the_step_lowers_for_accelerators(platform):
 
 
 @pytest.mark.parametrize(("importance", "message"), [
-    ({"a": jnp.ones(2), "b": jnp.ones(1)}, "the importance has a leaf at 'b'"),
-    ({"a": None, "b": None}, "the anchor has a leaf at 'a'"),
-    ({"a": jnp.ones(3), "b": None}, r"the importance of 'a' has shape \(3,\)"),
-    ({"a": jnp.array([1.0, jnp.nan]), "b": None}, "the importance of 'a' holds NaN"),
+    ({"a": jnp.ones(2), "b": jnp.ones(1)}, "an importance of b, which is not anchored"),
+    ({"a": None, "b": None}, "the anchor holds a and the importance does not"),
+    ({"a": jnp.ones(3), "b": None}, r"the importance of a has shape \(3,\)"),
+    ({"a": jnp.array([1.0, jnp.nan]), "b": None}, "the importance of a is not finite"),
 ])  # fmt: skip
 def test_an_importance_that_does_not_fit_is_refused_before_compilation(importance, message):
     params = {"a": jnp.ones(2), "b": jnp.ones(1)}

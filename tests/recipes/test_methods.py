@@ -44,6 +44,7 @@ def test_every_anchor_runs_and_keeps_frozen_bytes(name, tiny_model, reviews, tmp
     assert moved, "the method changed nothing"
     frozen = flatten(found.tuned.selection.trainable)
     assert all(frozen[path] for path in moved)
+    assert bool(found.tuned.description.parts) == (name in ("child-f", "child-d", "lisa"))
 
 
 @pytest.mark.parametrize("name", ["l2-sp", "wise-ft", "mixout", "recadam"])

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from sftjax.anchor.adamw import adamw, scale_by_rates
+from sftjax.anchor import adamw, scale_by_rates
 from sftjax.core import flatten
 from sftjax.select.depth import ULMFIT, layerwise, scaled
 from sftjax.select.describe import describe

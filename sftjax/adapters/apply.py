@@ -1,0 +1,134 @@
+"""Two ways to use an adapter, the same numbers: beside the modules, or in the weights."""
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax import Array
+
+from sftjax.adapters.kind import Call, product_of, tree_at
+from sftjax.adapters.merge import merge_adapter
+from sftjax.adapters.plan import Plan, Planned
+from sftjax.core import PyTree
+
+Apply = Callable[..., Any]
+
+
+def side_branch(apply: Apply, plan: Plan, *, scale: Array | float = 1.0) -> Apply:
+    """Return a function of base and adapter in which each adapted module gains its branch.
+
+    Modules are met by `flax.linen.intercept_methods` as they are called, so `apply` may be any
+    function that runs linen modules on the base, one's own included; it is not changed. No leaf of
+    a kernel's size is made, and no gradient of the base is asked for.
+
+    Args:
+      apply: `(params, batch, key=None, ...) -> output`, with modules at the paths of `params`.
+      plan: where the branches are.
+      scale: how much of the adapter counts; 0 is the base model, at the same price.
+
+    Returns:
+      `(params, batch, key=None, ...) -> output` of `{"adapter": ..., "base": ...}`; the key, if
+      there is one (by position or name, as in `Model.apply`), is passed on, and draws the adapter's
+      dropout.
+
+    Raises:
+      ValueError: when tracing, if a module of the plan was not called: its adapter would be
+        trained in vain.
+    """
+
+    def run(params: PyTree, batch: Any, *rest: Any, **named: Any) -> Any:
+        key = named.get("key", rest[0] if rest else None)
+        met: set[str] = set()
+        read = batch
+        for kind in plan.kinds:
+            read = kind.batch(read) if kind.batch is not None else read
+        with nn.intercept_methods(_interceptor(plan, params, scale, key, met)):
+            output = apply(params["base"], read, *rest, **named)
+        for kind in reversed(plan.kinds):
+            output = kind.output(output, batch) if kind.output is not None else output
+        missed = [site.path for site, _ in plan.sites if site.path not in met]
+        if missed:
+            raise ValueError(
+                f"{len(missed)} of {len(plan.sites)} adapted modules were not called, "
+                f"{missed[0]} first: the function does not run linen modules under the paths of "
+                "its params, or leaves some out. Use tree_merge, or plan without these modules"
+            )
+        return output
+
+    return run
+
+
+def tree_merge(apply: Apply, plan: Plan, *, scale: Array | float = 1.0) -> Apply:
+    """Return a function of base and adapter in which the adapter is merged into the weights first.
+
+    For any function of a pytree (haiku, nnx after split, plain JAX); it builds every adapted kernel
+    in full, and its gradient too, and so costs more than `side_branch` (see `describe_adapter`).
+
+    Args:
+      apply: `(params, ...) -> output`.
+      plan: where the adapter sits.
+      scale: how much of it counts.
+
+    Returns:
+      `(params, ...) -> output` of `{"adapter": ..., "base": ...}`.
+
+    Raises:
+      ValueError: if a kind cannot be merged into weights.
+
+    >>> import jax.numpy as jnp
+    >>> from sftjax.adapters import attach, lora, plan_adapter
+    >>> base = {"dense": {"kernel": jnp.ones((2, 2))}}
+    >>> plan = plan_adapter(base, lora(r=1))
+    >>> adapter, base = attach(base, plan, jax.random.key(0))
+    >>> f = tree_merge(lambda params, x: x @ params["dense"]["kernel"], plan)
+    >>> f({"adapter": adapter, "base": base}, jnp.ones(2))
+    Array([2., 2.], dtype=float32)
+    """
+
+    def run(params: PyTree, *rest: Any, **named: Any) -> Any:
+        merged = merge_adapter(params["base"], params["adapter"], plan, scale=scale)
+        return apply(merged, *rest, **named)
+
+    return run
+
+
+def _interceptor(
+    plan: Plan, params: PyTree, scale: Array | float, key: Any, met: set[str]
+) -> Callable[..., Any]:
+    by_path: dict[str, Planned] = {planned.site.path: planned for planned in plan.sites}
+
+    def intercept(
+        run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
+    ) -> Any:
+        module = context.module
+        path = "/".join(module.path)
+        planned = by_path.get(path)
+        if planned is None or context.method_name != planned.kind.method:
+            return run(*args, **kwargs)
+        met.add(path)
+        x, *rest = args
+
+        def base(*given: Any) -> Any:
+            return run(*(given or args), **kwargs)
+
+        call = Call(
+            base=base,
+            x=x,
+            rest=tuple(rest),
+            params=tree_at(params["base"], path),
+            linear=product_of(module),
+            scale=scale,
+            key=_own(key, path),
+        )
+        return planned.kind.branch(tree_at(params["adapter"], path), call)
+
+    return intercept
+
+
+def _own(key: Array | None, path: str) -> Array | None:
+    """Return the key of one site; a checksum, since Python's `hash` differs from run to run."""
+    if key is None:
+        return None
+    return jax.random.fold_in(key, zlib.crc32(f"adapter/{path}".encode()) & 0x7FFFFFFF)
