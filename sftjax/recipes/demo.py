@@ -124,7 +124,7 @@ def demo(job: Demo, tell: Callable[[str], None] = print) -> dict[str, Row]:
         + ", ".join(f"{len(rows.encoded):,} {name}" for name, rows in tests.items())
         + f"; {len(articles):,} editorial sentences to remember by"
     )
-    probed = _probe(Embedder(model), params, train, tests, job.seed)
+    probed = _probe(keeper.embedder, params, train, tests, job.seed)
     results = {"before": Row(probed, keeper.kept(params))}
     tuned: dict[str, Tuned] = {}
     for name, dose in (("without anchor", 0.0), ("with anchor", job.dose)):

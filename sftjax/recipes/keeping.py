@@ -127,7 +127,7 @@ class Keeper:
         """
         self._anchor, self._rows, self._group = pretrained(params, new), rows, group
         self._stream = in_order(rows) if stream is None else stream
-        self._embedder = Embedder(model, cut)
+        self.embedder = Embedder(model, cut)
         self._run = None
         head = model.head
         # The outputs of a fresh head drift from nothing that pretraining taught.
@@ -150,7 +150,7 @@ class Keeper:
         )
 
     def _seen(self, params: PyTree) -> tuple[np.ndarray, Any]:
-        features = self._embedder(params, self._rows, self._stream)
+        features = self.embedder(params, self._rows, self._stream)
         if self._run is None:
             return features, None
         return features, predict(self._run, params, self._stream, len(self._rows.encoded))

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from sftjax.cli import main
-from sftjax.core import flatten
+from sftjax.core import Aux, Loss, flatten
 from sftjax.recipes.classify import Classify, classify
 from sftjax.recipes.compare import Compare, compare
 from sftjax.recipes.contender import contender_of
 from sftjax.recipes.keeping import Reference
 from sftjax.recipes.methods import METHODS
 from sftjax.recipes.phase_words import phases_of_words
+from sftjax.recipes.streams import Stream
+from sftjax.recipes.tpgm import projecting
 from sftjax.recipes.training import Training
 
 SHORT = Training(
@@ -104,7 +106,20 @@ def test_learned_radii_shorten_the_way_and_spare_the_head(tiny_model, reviews, t
     assert 0 < found.retention.whole.distance <= plain.retention.whole.distance * 1.05
     again = run(tiny_model, reviews, tmp_path / "c", anchor="tpgm", phases=("lp", "ft"))
     assert np.isfinite(again.metrics["eval_loss"])
-    assert set(found.retention.moved[-1]._fields) >= {"new"}
+
+
+def test_radii_end_where_held_out_rows_are_best_and_spare_what_is_new():
+    def objective(params, model_state, batch, key):
+        return Loss(jax.numpy.sum((params["trunk"] - batch["y"]) ** 2), 1.0), Aux({})
+
+    held_out = Stream(1, lambda step: {"y": np.full(8, 0.25, np.float32)})
+    finish = projecting(objective, held_out, {"trunk", "head"})
+    before = {"trunk": np.zeros(8, np.float32), "head": None, "frozen": np.ones(2, np.float32)}
+    after = {"trunk": np.ones(8, np.float32), "head": np.ones(3), "frozen": before["frozen"]}
+    found = finish(before, after)
+    np.testing.assert_allclose(found["trunk"], 0.25, atol=0.01)
+    np.testing.assert_array_equal(found["head"], after["head"])
+    np.testing.assert_array_equal(found["frozen"], after["frozen"])
 
 
 def test_phases_learn_the_head_first(tiny_model, reviews, tmp_path):
