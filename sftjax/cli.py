@@ -1,4 +1,4 @@
-"""The command line: `sftjax classify`, `compare`, `predict`, `inspect` and `demo`."""
+"""The command line: `sftjax classify`, `compare`, `merge`, `predict`, `inspect` and `demo`."""
 
 import sys
 from typing import Annotated
@@ -9,12 +9,14 @@ from sftjax.recipes.classify import Classify, classify
 from sftjax.recipes.compare import Compare, compare
 from sftjax.recipes.demo import Demo, demo
 from sftjax.recipes.inspect import Inspect, inspect
+from sftjax.recipes.merge import Merge, merge
 from sftjax.recipes.predict import Predict, predict_text
 from sftjax.train import keep_freed_memory
 
 Command = (
     Annotated[Classify, tyro.conf.subcommand("classify")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
@@ -37,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
                 classify(job)
             case Compare():
                 compare(job)
+            case Merge():
+                merge(job)
             case Predict():
                 predict_text(job)
             case Inspect():

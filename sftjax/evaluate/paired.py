@@ -18,7 +18,11 @@ Row = Mapping[str, Any]
 
 
 def summarize(
-    rows: Sequence[Row], by: str | Sequence[str], metrics: str | Sequence[str]
+    rows: Sequence[Row],
+    by: str | Sequence[str],
+    metrics: str | Sequence[str],
+    *,
+    level: float | None = None,
 ) -> list[dict[str, Any]]:
     """Return the mean and standard deviation of metrics over the runs of each setting.
 
@@ -26,12 +30,13 @@ def summarize(
       rows: one a run.
       by: the columns that name a setting; runs that share their values are summarized together.
       metrics: the columns to summarize.
+      level: of Student's interval for the mean; `None` gives none.
 
     Returns:
       One row a setting, in order of first appearance: its `by` columns, `n` runs, and for each
       metric its mean under its own name and its standard deviation (of a sample, n - 1; NaN for
-      one run) under `<metric>_sd`. A metric that is not finite, of a run that
-      failed, makes both NaN.
+      one run) under `<metric>_sd`; with a level also `<metric>_low` and `<metric>_high`, which
+      are infinite for one run. A metric that is not finite, of a run that failed, makes all NaN.
 
     Raises:
       ValueError: if there are no rows, or a row lacks a column or a number in it.
@@ -50,6 +55,9 @@ def summarize(
             values = [float(row[metric]) for row in group]
             entry[metric] = _mean(values)
             entry[f"{metric}_sd"] = _deviation(values)
+            if level is not None:
+                interval = t_interval(values, level)
+                entry |= {f"{metric}_low": interval.low, f"{metric}_high": interval.high}
         summary.append(entry)
     return summary
 

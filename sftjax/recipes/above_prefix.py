@@ -1,47 +1,21 @@
 """Training batches that hold what the frozen lower blocks give, computed once for a data set."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 import sftjax
-from sftjax.core import Batch, Objective, PyTree
-from sftjax.data import Batches, cache_folder
+from sftjax.core import Batch, PyTree
+from sftjax.data import cache_folder
 from sftjax.hub import LoadReport
 from sftjax.models import Model, split
-from sftjax.objectives import Apply
-from sftjax.recipes.methods import Parts
 from sftjax.recipes.plan import rules_of
-from sftjax.recipes.text_parts import text_parts
+from sftjax.recipes.streams import Stream, in_order
 from sftjax.recipes.text_rows import Rows
 from sftjax.recipes.training import Training
 from sftjax.select import frozen_below, select
 from sftjax.train import keep_prefix, with_prefix
-
-ONCE_ROWS = 64
-"""Rows per device in a batch of the one pass."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Stream:
-    """Batches as a function of the update's number."""
-
-    steps_per_epoch: int
-    at: Callable[[int], Batch]
-
-
-class Passes:
-    """Batches in the order of the rows; every pass starts anew."""
-
-    def __init__(self, rows: Rows):
-        """Take tokenised rows."""
-        self._batches: Batches = rows.batches(ONCE_ROWS * jax.device_count())
-
-    def __iter__(self):
-        """Yield each batch of one pass."""
-        return (self._batches.at(step) for step in range(self._batches.steps_per_epoch))
 
 
 def cut_of(model: Model, params: PyTree, new: tuple[str, ...], rules: list[Any]) -> int | None:
@@ -75,23 +49,34 @@ def prefixed(
         return batch_at
     lower = split(model, cut).lower
     found = keep_prefix(
-        lower, params, Passes(rows), len(rows.encoded), mask="attention_mask", **place
+        lower, params, in_order(rows), len(rows.encoded), mask="attention_mask", **place
     )
     return with_prefix(batch_at, found)
+
+
+class Prefix(NamedTuple):
+    """The frozen lower blocks of a run."""
+
+    cut: int | None
+    """How many; `None` where nothing is kept."""
+    above: Callable[[Rows, Stream], Stream]
+    """`(rows, batches of them) ->` the same batches with what the blocks give for their rows."""
+
+
+NO_PREFIX = Prefix(None, lambda rows, stream: stream)
 
 
 def above_prefix(
     model: Model,
     params: PyTree,
     report: LoadReport,
-    task: Callable[[Apply], Objective],
-    rows: Rows,
-    stream: Stream,
     training: Training,
     tokenizer: str,
     tell: Callable[[str], None],
-) -> tuple[Parts, Stream]:
-    """Return the parts and batches of the same run above its frozen lower blocks.
+) -> Prefix:
+    """Return the blocks that a run leaves frozen, to be computed once for each set of rows.
+
+    What they give is kept in a file in the cache folder.
 
     Raises:
       ValueError: if dropout is on, or no block stands still.
@@ -107,19 +92,23 @@ def above_prefix(
             f"--keep-prefix: with --train {' '.join(training.train)} no lower block stands still; "
             "train fewer blocks (such as last:2) or leave --keep-prefix out"
         )
-    facts = {
-        "weights": report.sha256,
-        "tokenizer": tokenizer,
-        "rows": rows.table.fingerprint,
-        "tokens": int(rows.encoded.offsets[-1]),
-        "max_length": rows.encoded.max_length,
-        "blocks": cut,
-        "dtype": "bfloat16" if training.bf16 else "float32",
-        "sftjax": sftjax.__version__,
-        "jax": jax.__version__,
-    }
-    at = prefixed(
-        model, params, cut, rows, stream.at,
-        folder=cache_folder() / "prefix", facts=facts, tell=tell,
-    )  # fmt: skip
-    return text_parts(model, task, cut=cut), Stream(stream.steps_per_epoch, at)
+
+    def above(rows: Rows, stream: Stream) -> Stream:
+        facts = {
+            "weights": report.sha256,
+            "tokenizer": tokenizer,
+            "rows": rows.table.fingerprint,
+            "tokens": int(rows.encoded.offsets[-1]),
+            "max_length": rows.encoded.max_length,
+            "blocks": cut,
+            "dtype": "bfloat16" if training.bf16 else "float32",
+            "sftjax": sftjax.__version__,
+            "jax": jax.__version__,
+        }
+        at = prefixed(
+            model, params, cut, rows, stream.at,
+            folder=cache_folder() / "prefix", facts=facts, tell=tell,
+        )  # fmt: skip
+        return Stream(stream.steps_per_epoch, at)
+
+    return Prefix(cut, above)

@@ -11,14 +11,12 @@ from sftjax.data import Batches, bucket_lengths
 from sftjax.evaluate import predict
 from sftjax.models import Model, split
 from sftjax.objectives import Apply
-from sftjax.recipes.above_prefix import Stream, cut_of, prefixed
+from sftjax.recipes.above_prefix import cut_of, prefixed
 from sftjax.recipes.methods import Parts
+from sftjax.recipes.scoring import Scorer
+from sftjax.recipes.streams import Stream, in_order
 from sftjax.recipes.text_parts import model_with, text_parts
 from sftjax.recipes.text_rows import Rows
-from sftjax.train import spread
-
-EVAL_ROWS = 64
-"""Rows per device in an evaluation batch."""
 
 
 class ModelOutputs(NamedTuple):
@@ -52,9 +50,11 @@ class Bench(NamedTuple):
             lambda path, leaf, other: other if path in self.new else leaf, self.params, drawn
         )
 
-    def parts(self, objective: Callable[[Apply], Objective]) -> Parts:
+    def parts(
+        self, objective: Callable[[Apply], Objective], held_out: Stream | None = None
+    ) -> Parts:
         """Return the parts of the model above the kept prefix."""
-        return text_parts(self.model, objective, cut=self.cut)
+        return text_parts(self.model, objective, cut=self.cut, held_out=held_out)
 
     def stream(self, rows: Rows, size: int, seed: int) -> Stream:
         """Return training batches of rows, shuffled by a seed."""
@@ -64,15 +64,21 @@ class Bench(NamedTuple):
         batches = Batches(rows.encoded, rows.labels.values, size, lengths, seed, shuffle=True)
         return Stream(batches.steps_per_epoch, self._kept(rows, batches.at))
 
+    def score(self, rows: Rows) -> Callable[[PyTree], float]:
+        """Return minus the loss on labelled rows, of params: higher is better."""
+        once = _once(self.model, self.params, self.cut, rows)
+        scorer = Scorer(self.run, rows, "single-label", once)
+        return lambda params: -scorer.scores(params)["eval_loss"]
+
     def measure(self, params: PyTree, *, tests: bool = True) -> ModelOutputs:
         """Run a model over the tests and the reference rows."""
         found = {}
         for name, (rows, stream) in self.tests.items() if tests else ():
             assert rows.labels is not None
-            logits = predict(self.run, params, _pass(stream), len(rows.encoded))
+            logits = predict(self.run, params, stream, len(rows.encoded))
             found[name] = logits.argmax(-1), np.asarray(rows.labels.values)
         rows, stream = self.reference
-        return ModelOutputs(found, predict(self.embed, params, _pass(stream), len(rows.encoded)))
+        return ModelOutputs(found, predict(self.embed, params, stream, len(rows.encoded)))
 
     def _kept(self, rows: Rows, batch_at: Callable[[int], Batch]) -> Callable[[int], Batch]:
         return prefixed(self.model, self.params, self.cut, rows, batch_at)
@@ -99,8 +105,7 @@ def bench_of(
         run, embed = split(model, cut).upper, split(embedder, cut).upper
 
     def evaluation(rows: Rows) -> tuple[Rows, Stream]:
-        batches = rows.batches(EVAL_ROWS * jax.device_count())
-        return rows, Stream(batches.steps_per_epoch, prefixed(model, params, cut, rows, batches.at))
+        return rows, _once(model, params, cut, rows)
 
     return Bench(
         model,
@@ -115,6 +120,6 @@ def bench_of(
     )
 
 
-def _pass(stream: Stream) -> Iterable[Batch]:
-    at = spread(stream.at)
-    return (at(step) for step in range(stream.steps_per_epoch))
+def _once(model: Model, params: PyTree, cut: int | None, rows: Rows) -> Stream:
+    stream = in_order(rows)
+    return Stream(stream.steps_per_epoch, prefixed(model, params, cut, rows, stream.at))

@@ -28,15 +28,20 @@ from sftjax.hub import load, load_tokenizer
 from sftjax.models import Head
 from sftjax.objectives import classification
 from sftjax.recipes.bench import Bench, ModelOutputs, bench_of
+from sftjax.recipes.contender import Contender, contender_of
 from sftjax.recipes.finetune import finetune
-from sftjax.recipes.methods import METHODS, parse
+from sftjax.recipes.methods import parse
+from sftjax.recipes.mixing import mixed
 from sftjax.recipes.plan import pretrained, rules_of
+from sftjax.recipes.prepare import fitting, without_held
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows, labels_of, read_splits
 from sftjax.recipes.training import Training
 from sftjax.train import claim
 
 Row = dict[str, Any]
+ANOTHER = 10_000
+"""Between the seeds of the models that one run merges."""
 DEFAULT = ("none", "l2-sp:1", "l2-sp:4", "mixout:1", "features:1", "wise-ft:1", "spd")
 KEPT = {
     "retrieval": "retention: retrieval P@1 of the reference rows",
@@ -56,8 +61,9 @@ class Compare:
     """The comparison's folder: a row a run, report, plot. The same command goes on where it was."""
     methods: tuple[str, ...] = DEFAULT
     """NAME or NAME:DOSE as for --anchor; further words after +: `lr=5` multiplies the learning
-    rate, `train=bias|new`, `phases=lp|ft`, `decay=0.7`, `coupled=0.1` (a strength). The first
-    method is the baseline."""
+    rate, `train=bias|new`, `phases=lp|ft`, `decay=0.7`, `coupled=0.1` (a strength),
+    `importance=0.5` (of ewc), `average=swa`; `merge=HOW` as for `sftjax merge`, of `runs=K` models
+    that differ in the order of rows. The first method is the baseline."""
     seeds: int = 4
     """Runs of each method; a seed decides the rows, their order and the head."""
     rows: int = 0
@@ -74,7 +80,8 @@ class Compare:
     eval_data: str | None = None
     """Where to evaluate; else as for `classify`."""
     validation_fraction: float = 0.1
-    """Share of the training rows held out when there is nothing else to evaluate on."""
+    """Share of the training rows held out when there is nothing else to evaluate on, and by methods
+    that learn or choose from such rows (tpgm, merge=greedy)."""
 
 
 class Data(NamedTuple):
@@ -119,16 +126,14 @@ def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = print) ->
             f"compare measures accuracy, and the task is {job.columns.task}; it takes one class a "
             "row (--task single-label)"
         )
-    trainings = {text: training_of(text, job.training) for text in job.methods}
-    if len(trainings) < len(job.methods):
+    contenders = {text: contender_of(text, job.training) for text in job.methods}
+    if len(contenders) < len(job.methods):
         raise ValueError(f"a method stands twice in --methods {' '.join(job.methods)}")
     names = labels_of(data.train, job.columns, job.columns.labels, least=2).names
     loaded = load(job.model, head=Head("sequence", names), key=jax.random.key(0))
     tell(str(loaded.report))
     tokenizer = load_tokenizer(loaded.report.folder)
-    columns = dataclasses.replace(
-        job.columns, max_length=min(job.columns.max_length, loaded.model.max_length)
-    )
+    columns = fitting(job.columns, loaded.model)
     facts = {
         "recipe": "compare",
         "weights": loaded.report.sha256,
@@ -137,6 +142,7 @@ def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = print) ->
         "tests": {name: rows.fingerprint for name, rows in data.tests.items()},
         "reference": data.reference.fingerprint,
         "rows": job.rows,
+        "validation_fraction": job.validation_fraction,
         **dataclasses.asdict(columns),
         **dataclasses.asdict(job.training),
     }
@@ -160,7 +166,7 @@ def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = print) ->
             loaded.model,
             loaded.params,
             new,
-            [rules for training in trainings.values() for rules in rules_of(training, new)],
+            [rules for each in contenders.values() for rules in rules_of(each.training, new)],
             {name: encoded(rows) for name, rows in data.tests.items()},
             encoded(data.reference, labelled=False),
             None if data.group is None else data.reference[data.group],
@@ -169,8 +175,11 @@ def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = print) ->
         before = bench.measure(loaded.params, tests=False)
         write_json(known, _pretrained(bench, before))
         for number, (text, seed) in enumerate(left):
-            train = encoded(draw(data.train, columns.label, job.rows, seed))
-            row = _run(bench, before, train, trainings[text], text, seed)
+            mine, held = draw(data.train, columns.label, job.rows, seed), None
+            if contenders[text].holds_out:
+                mine, held = without_held(mine, columns, job.validation_fraction, seed)
+                held = encoded(held)
+            row = _run(bench, before, encoded(mine), held, contenders[text], text, seed)
             done[text, seed] = row
             with (job.output_dir / "runs.jsonl").open("a", encoding="utf8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -180,78 +189,57 @@ def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = print) ->
     return rows
 
 
-def training_of(text: str, shared: Training) -> Training:
-    """Return how a method of `--methods` trains.
-
-    Raises:
-      ValueError: if a word cannot be read.
-
-    >>> found = training_of("l2-sp:4+lr=5+train=bias|new", Training(learning_rate=1e-4))
-    >>> found.anchor, found.learning_rate, found.train
-    ('l2-sp:4', 0.0005, ('bias', 'new'))
-    """
-    anchor, *words = text.split("+")
-    name, _ = parse(anchor)
-    if METHODS[name].dosed and ":" not in anchor:
-        anchor = f"{anchor}:{shared.dose:g}"
-    changes: dict[str, Any] = {"anchor": anchor}
-    for word in words:
-        option, _, value = word.partition("=")
-        try:
-            match option:
-                case "lr":
-                    changes["learning_rate"] = shared.learning_rate * float(value)
-                case "decay":
-                    changes["layer_decay"] = float(value)
-                case "train" | "phases":
-                    changes[option] = tuple(value.split("|"))
-                case "coupled":
-                    changes |= {"coupled": True, "strength": float(value)}
-                case _:
-                    raise ValueError
-        except ValueError:
-            raise ValueError(
-                f"--methods {text!r}: {word!r} is not lr=FACTOR, decay=FACTOR, "
-                "coupled=STRENGTH, "
-                "train=RULE|RULE or phases=NAME|NAME"
-            ) from None
-    return dataclasses.replace(shared, **changes)
-
-
 def _run(
     bench: Bench,
     before: ModelOutputs,
     train: Rows,
-    training: Training,
+    held_out: Rows | None,
+    contender: Contender,
     text: str,
     seed: int,
 ) -> Row:
-    training = dataclasses.replace(training, seed=seed)
     params, new = bench.fresh(seed), bench.new
-    stream = bench.stream(train, training.rows, seed)
-    tuned = finetune(params, new, bench.parts(classification), stream, training, title=text)
-    after = bench.measure(tuned.params)
+    size = contender.training.rows
+    held = None if held_out is None else bench.stream(held_out, size, seed)
+    models, fits = [], []
+    for number in range(contender.runs):
+        training = dataclasses.replace(contender.training, seed=seed + ANOTHER * number)
+        tuned = finetune(
+            params,
+            new,
+            bench.parts(classification, held),
+            bench.stream(train, size, training.seed),
+            training,
+            title=text,
+        )
+        models.append(tuned.params)
+        fits.append(tuned.fit)
+    found = models[0]
+    if contender.how is not None:
+        score = None if held_out is None else bench.score(held_out)
+        found = mixed(contender.how, pretrained(params, new), models, score).params
+    after = bench.measure(found)
     kept = retention(
         pretrained(params, new),
-        tuned.params,
+        found,
         embeddings=(before.embeddings, after.embeddings),
         groups=bench.groups,
         resamples=2,  # the intervals here are over seeds
     )
-    found = {name: accuracy(*pair) for name, pair in after.predictions.items()}
-    others = list(found.values())[1:]
+    scores = {name: accuracy(*pair) for name, pair in after.predictions.items()}
+    others = list(scores.values())[1:]
     retrieved = {"retrieval": kept.tasks[0].after} if kept.tasks else {}
     assert kept.features is not None
     return {
         "method": text,
         "seed": seed,
-        **found,
+        **scores,
         **({"elsewhere": float(np.mean(others))} if others else {}),
         **retrieved,
         "cka": kept.features.value,
         "moved": kept.whole.distance,
-        "train_loss": _last_loss(tuned.fit.history),
-        "seconds": round(tuned.fit.seconds, 2),
+        "train_loss": float(np.mean([_last_loss(fit.history) for fit in fits])),
+        "seconds": round(sum(fit.seconds for fit in fits), 2),
     }
 
 

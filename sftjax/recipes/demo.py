@@ -22,15 +22,12 @@ from sftjax.core import PyTree
 from sftjax.data import Table, cache_folder, fetch, read
 from sftjax.evaluate import (
     Interval,
-    Moved,
-    Retrieval,
+    Retention,
     accuracy,
     bootstrap,
     domains,
     loss_curve,
-    moved,
     moved_per_block,
-    same_group_retrieval,
     table,
     table_markdown,
 )
@@ -38,10 +35,10 @@ from sftjax.hub import Data, LoadReport, Metric, Tokenizer, card_of, load, load_
 from sftjax.models import Head, Model
 from sftjax.objectives import classification
 from sftjax.recipes.finetune import finetune
-from sftjax.recipes.keeping import Embedder
-from sftjax.recipes.plan import pretrained
+from sftjax.recipes.keeping import Embedder, Keeper, first
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.scoring import Scorer
+from sftjax.recipes.streams import in_order, shuffled
 from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows, labels_of
 from sftjax.recipes.training import Training, Tuned
@@ -50,8 +47,6 @@ from sftjax.train import compile_step, fit, init, make_step
 HOME = "movie"
 ELSEWHERE = ("amazon", "tweets", "nyt")
 COLUMNS = Columns(max_length=64)
-EVAL_ROWS = 64
-"""Sentences per device in an evaluation batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +78,17 @@ class Row(NamedTuple):
 
     accuracy: dict[str, Interval]
     """By domain."""
-    retrieval: Retrieval
-    distance: float
-    """How far the pretrained weights moved, all of them: |w - w0|."""
+    kept: Retention
+
+    @property
+    def retrieval(self) -> float:
+        """How often the nearest other sentence is of the same editorial."""
+        return self.kept.tasks[0].after
+
+    @property
+    def distance(self) -> float:
+        """How far the pretrained weights moved, all of them: |w - w0|."""
+        return self.kept.whole.distance
 
 
 def demo(job: Demo, tell: Callable[[str], None] = print) -> dict[str, Row]:
@@ -104,28 +107,25 @@ def demo(job: Demo, tell: Callable[[str], None] = print) -> dict[str, Row]:
     tokenizer = load_tokenizer(report.folder)
     tell(str(report))
 
-    train = _rows(_first(read(builders[HOME], "train"), job.train_rows), tokenizer)
+    train = _rows(first(read(builders[HOME], "train"), job.train_rows), tokenizer)
     tests = {
-        domain: _rows(_first(read(builders[domain], "test"), job.eval_rows), tokenizer)
+        domain: _rows(first(read(builders[domain], "test"), job.eval_rows), tokenizer)
         for domain in (HOME, *ELSEWHERE)
     }
-    articles = _first_articles(retrieval_set(archive), job.retrieval_rows)
+    articles = first(retrieval_set(archive), job.retrieval_rows, "document")
     sentences = encode_rows(articles, COLUMNS, tokenizer, None, cache=cache_folder() / "tokens")
-    embedder = Embedder(model)
+    keeper = Keeper(model, params, report.new, sentences, group="document")
     run = jax.jit(lambda params, batch: model.apply(params, batch))
-    size = EVAL_ROWS * jax.device_count()
-    scorers = {name: Scorer(run, rows, "single-label", size) for name, rows in tests.items()}
+    scorers = {
+        name: Scorer(run, rows, "single-label", in_order(rows)) for name, rows in tests.items()
+    }
     tell(
         f"{len(train.encoded):,} film sentences to learn from; tests: "
         + ", ".join(f"{len(rows.encoded):,} {name}" for name, rows in tests.items())
         + f"; {len(articles):,} editorial sentences to remember by"
     )
-
-    def row(accuracies: dict[str, Interval], now: PyTree) -> Row:
-        kept = same_group_retrieval(embedder(now, sentences), articles["document"])
-        return Row(accuracies, kept, _distance(moved(pretrained(params, report.new), now)))
-
-    results = {"before": row(_probe(embedder, params, train, tests, job.seed), params)}
+    probed = _probe(keeper.embedder, params, train, tests, job.seed)
+    results = {"before": Row(probed, keeper.kept(params))}
     tuned: dict[str, Tuned] = {}
     for name, dose in (("without anchor", 0.0), ("with anchor", job.dose)):
         training = Training(
@@ -139,19 +139,17 @@ def demo(job: Demo, tell: Callable[[str], None] = print) -> dict[str, Row]:
             params,
             report.new,
             text_parts(model, classification),
-            train.batches(training.rows, seed=job.seed, shuffle=True),
+            shuffled(train, training.rows, job.seed),
             training,
             title=name,
             tell=tell if dose else lambda _: None,
         )
         weights = tuned[name].params
         found = {domain: _accuracy(scorers[domain], weights) for domain in tests}
-        results[name] = row(found, weights)
-    distances = {
-        name: moved(pretrained(params, report.new), run.params) for name, run in tuned.items()
-    }
+        results[name] = Row(found, keeper.kept(weights))
+        tell(f"{name}: {results[name].kept}\n")
     seconds = time.monotonic() - start
-    _write(job, model, report, tuned, distances, results, train, seconds)
+    _write(job, model, report, tuned, results, train, seconds)
     tell("\n" + table(*_table(results)))
     tell(
         "\nAccuracy with 95 % bootstrap intervals. Before: a linear classifier on the frozen "
@@ -164,22 +162,6 @@ def demo(job: Demo, tell: Callable[[str], None] = print) -> dict[str, Row]:
 def _rows(table: Table, tokenizer: Tokenizer) -> Rows:
     labels = labels_of(table, COLUMNS, (), least=2)
     return encode_rows(table, COLUMNS, tokenizer, labels, cache=cache_folder() / "tokens")
-
-
-def _first(table: Table, most: int) -> Table:
-    """Keep the first rows; TFDS has shuffled them when it wrote them."""
-    return table.take(range(min(most, len(table)))) if most else table
-
-
-def _first_articles(table: Table, most: int) -> Table:
-    """Keep whole articles until there are enough sentences; the table is sorted by article."""
-    documents = table["document"]
-    if not most or most >= len(table):
-        return table
-    end = most
-    while end < len(table) and documents[end] == documents[end - 1]:
-        end += 1
-    return table.take(range(end))
 
 
 def _probe(
@@ -215,13 +197,9 @@ def _accuracy(scorer: Scorer, params: PyTree) -> Interval:
     return bootstrap(accuracy, scorer.outputs(params).argmax(-1), scorer.labels)
 
 
-def _distance(blocks: tuple[Moved, ...]) -> float:
-    return sum(block.distance**2 for block in blocks) ** 0.5
-
-
 def _table(results: dict[str, Row]) -> tuple[list[dict[str, Any]], list[str]]:
     rows = [
-        {"run": name, **row.accuracy, "retrieval": row.retrieval.precision, "moved": row.distance}
+        {"run": name, **row.accuracy, "retrieval": row.retrieval, "moved": row.distance}
         for name, row in results.items()
     ]
     return rows, ["run", HOME, *ELSEWHERE, "retrieval", "moved"]
@@ -232,7 +210,6 @@ def _write(
     model: Model,
     report: LoadReport,
     tuned: dict[str, Tuned],
-    distances: dict[str, tuple[Moved, ...]],
     results: dict[str, Row],
     train: Rows,
     seconds: float,
@@ -255,20 +232,22 @@ def _write(
         loss_curve(
             one.fit.history, folder / f"plots/loss-{name.replace(' ', '-')}.png", title=title
         )
-    moved_per_block(distances, folder / "plots/moved.png")
+    blocks = {name: results[name].kept.moved for name in tuned}
+    moved_per_block(blocks, folder / "plots/moved.png")
     domains({name: row.accuracy for name, row in results.items()}, folder / "plots/domains.png")
     facts = {
         name: {
             "accuracy": row.accuracy,
-            "retrieval": row.retrieval.precision,
+            "retrieval": row.retrieval,
             "distance": row.distance,
+            "retention": row.kept.rows(),
         }
         for name, row in results.items()
     }
     histories = {name: one.fit.history for name, one in tuned.items()}
     write_json(
         folder / "metrics.json",
-        {"results": facts, "moved": distances, "history": histories, "seconds": seconds},
+        {"results": facts, "moved": blocks, "history": histories, "seconds": seconds},
     )
     text = [
         "# Sentiment of sentences: what fine-tuning learns and what it keeps",
@@ -276,11 +255,13 @@ def _write(
         "Accuracy with 95 % bootstrap intervals; `movie` is what the model was trained on, the "
         "other domains it never saw. *before* is a linear classifier on the embeddings of the "
         "frozen model. *retrieval* is how often the nearest other sentence, by the model's "
-        f"embeddings, is of the same editorial ({kept.retrieval.queries:,} sentences): what "
+        f"embeddings, is of the same editorial ({kept.kept.tasks[0].rows:,} sentences): what "
         "pretraining taught, and nothing that sentiment needs. *moved* is the distance of the "
         "weights from where they started.",
         "![accuracy by domain](plots/domains.png)",
         "![how far each block moved](plots/moved.png)",
+        "## What was kept",
+        *(f"{name.capitalize()}:\n\n```\n{results[name].kept}\n```" for name in tuned),
         "## What moved",
         f"```\n{run.description}\n```",
         "![loss](plots/loss-with-anchor.png)",

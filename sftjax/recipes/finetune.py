@@ -8,28 +8,24 @@ import jax
 import jax.numpy as jnp
 
 from sftjax.core import Fixed, PyTree, TrainState, combine, count, partition
+from sftjax.data import Batches
+from sftjax.recipes.average import averaging, read_average
 from sftjax.recipes.in_phases import finetune_in_phases
-from sftjax.recipes.methods import Parts, masked
+from sftjax.recipes.methods import Parts, compiled, masked, parse
 from sftjax.recipes.plan import loop_options, plan_of, pretrained, with_rates
 from sftjax.recipes.progress import progress
-from sftjax.recipes.training import Stream, Training, Tuned
+from sftjax.recipes.streams import Stream
+from sftjax.recipes.training import Training, Tuned
+from sftjax.recipes.weighing import weighed
 from sftjax.select import describe
-from sftjax.train import (
-    compile_step,
-    fit,
-    init,
-    make_step,
-    open_checkpoints,
-    replicate,
-    spread,
-)
+from sftjax.train import fit, init, open_checkpoints, replicate, spread
 
 
 def finetune(
     params: PyTree,
     new: Collection[str],
     parts: Parts,
-    stream: Stream,
+    stream: Stream | Batches,
     training: Training,
     *,
     evaluate: Callable[[PyTree], dict[str, float]] | None = None,
@@ -43,7 +39,7 @@ def finetune(
       params: the pretrained tree, with its new leaves.
       new: paths of the new leaves.
       parts: the task's objective and what methods need of the model.
-      stream: the training batches.
+      stream: the training batches; a `data.Batches` is one, too.
       training: how.
       evaluate: `params -> {"eval_loss": ...}`; `None` keeps the last weights.
       checkpoint_folder: where to save and resume; `None` saves nothing.
@@ -53,6 +49,13 @@ def finetune(
     Returns:
       A `Tuned`.
     """
+    if training.average:
+        read_average(training.average)
+        if training.phases or parse(training.anchor)[0] == "ema":
+            raise ValueError(
+                f"--average {training.average}: phases start an average anew, and --anchor ema "
+                "makes one of its own; leave one of the two out"
+            )
     if training.phases:
         return finetune_in_phases(
             params, new, parts, stream, training,
@@ -66,9 +69,13 @@ def finetune(
         assert anchor is not None
         tell(f"Fisher information of {count(anchor):,} scalars, over one epoch of rows")
         batches = (stream.at(step) for step in range(stream.steps_per_epoch))
-        importance = method.importance(params, anchor, batches)
-        if method.element_mask:
-            method, importance = masked(method, importance), None
+        found = method.importance(params, anchor, batches)
+        if method.weigh is None:
+            method = masked(method, found)
+        else:
+            importance = weighed(found, method.weigh(found))
+    moving = partition(params, chosen.trainable)[0]
+    method = averaging(method, training.average, num_steps, moving, new)
     report = describe(params, chosen, tx=method.tx, anchor=anchor)
     tell(str(report))
     state, fixed = init(
@@ -81,16 +88,7 @@ def finetune(
         frozen_dtype=jnp.bfloat16 if training.bf16 else None,
     )
     state, fixed = replicate((state, fixed))
-    step = compile_step(
-        method.wrap(
-            make_step(
-                method.objective,
-                method.tx,
-                accumulate=training.gradient_accumulation_steps,
-                view=method.view,
-            )
-        )
-    )
+    step = compiled(method, method.tx, training.gradient_accumulation_steps)
 
     def score(state: TrainState, fixed: Fixed) -> dict[str, float]:
         assert evaluate is not None

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 
 from sftjax.anchor import anchor_of
 from sftjax.core import Fixed, PyTree, TrainState, combine, flatten, partition
-from sftjax.recipes.methods import METHODS, Method, Parts, parse
+from sftjax.data import Batches
+from sftjax.recipes.methods import METHODS, Parts, compiled, parse
 from sftjax.recipes.phase_words import phases_of_words, with_new
 from sftjax.recipes.plan import Plan, loop_options, plan_of, pretrained, with_rates
 from sftjax.recipes.progress import progress
-from sftjax.recipes.training import LESS_IS_BETTER, Stream, Training, Tuned
+from sftjax.recipes.streams import Stream
+from sftjax.recipes.training import LESS_IS_BETTER, Training, Tuned
 from sftjax.select import describe, select
-from sftjax.train import Fit, Phase, compile_step, make_step, replicate, run_phases, spread
+from sftjax.train import Fit, Phase, replicate, run_phases, spread
 
 WHOLE_RUN = ("ewc", "child-d", "difference", "ema")
 """Methods whose state belongs to one partition; they do not go on from phase to phase."""
@@ -25,7 +27,7 @@ def finetune_in_phases(
     params: PyTree,
     new: Collection[str],
     parts: Parts,
-    stream: Stream,
+    stream: Stream | Batches,
     training: Training,
     *,
     evaluate: Callable[[PyTree], dict[str, float]] | None,
@@ -66,15 +68,7 @@ def finetune_in_phases(
     waiting = iter(plans)
 
     def make(tx):
-        method: Method = next(waiting).method
-        return compile_step(
-            method.wrap(
-                make_step(
-                    method.objective, tx, accumulate=training.gradient_accumulation_steps,
-                    view=method.view,
-                )
-            )
-        )  # fmt: skip
+        return compiled(next(waiting).method, tx, training.gradient_accumulation_steps)
 
     def score(state: TrainState, fixed: Fixed) -> dict[str, float]:
         assert evaluate is not None

@@ -1,7 +1,9 @@
-"""What a run kept of its pretraining: embeddings of reference text before and after."""
+"""What a run kept of its pretraining: a model before and after, on reference text."""
 
 import dataclasses
 import pathlib
+from collections.abc import Collection
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,13 +12,14 @@ from sftjax.core import PyTree
 from sftjax.data import Table, read
 from sftjax.evaluate import Retention, predict, retention
 from sftjax.hub import Tokenizer
-from sftjax.models import Model
+from sftjax.models import Model, split
+from sftjax.recipes.plan import pretrained
+from sftjax.recipes.streams import Stream, in_order
 from sftjax.recipes.text_parts import model_with
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows
-from sftjax.train import spread
 
-EVAL_ROWS = 64
-"""Rows per device in a batch."""
+SOFTMAX = ("single_label_classification",)
+"""Problem types whose outputs are one distribution a row, and so have a divergence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,19 +37,19 @@ class Reference:
 class Embedder:
     """Mean-pooled embeddings of a model's trunk, compiled once a batch shape."""
 
-    def __init__(self, model: Model):
-        """Take the model whose trunk embeds; its head is left aside."""
-        trunk = model_with(model, "mean")
-        self._parts = tuple(trunk.shapes())
-        self._apply = jax.jit(lambda params, batch: trunk.apply(params, batch))
+    def __init__(self, model: Model, cut: int | None = None):
+        """Take the model whose trunk embeds; its head is left aside.
 
-    def __call__(self, params: PyTree, rows: Rows) -> np.ndarray:
-        """Return (N, D) embeddings of the rows."""
-        batches = Rows(rows.table, rows.encoded, None).batches(EVAL_ROWS * jax.device_count())
-        at = spread(batches.at)
-        steps = (at(step) for step in range(batches.steps_per_epoch))
-        trunk = {part: params[part] for part in self._parts}
-        return predict(self._apply, trunk, steps, len(rows.encoded))
+        With a `cut`, batches hold what the lowest blocks give (see `above_prefix`).
+        """
+        trunk = model_with(model, "mean")
+        apply = trunk.apply if cut is None else split(trunk, cut).upper
+        self._apply = jax.jit(lambda params, batch: apply(params, batch, None))
+
+    def __call__(self, params: PyTree, rows: Rows, stream: Stream | None = None) -> np.ndarray:
+        """Return (N, D) embeddings of the rows; the stream is one pass over them."""
+        batches = in_order(rows) if stream is None else stream
+        return predict(self._apply, params, batches, len(rows.encoded))
 
 
 def reference_rows(
@@ -75,39 +78,79 @@ def reference_rows(
             table[job.reference_group]  # refused now, not after the training
     if columns.task == "token":
         return evaluation
-    return encode_rows(first(table, job), columns, tokenizer, None, cache=cache)
+    return encode_rows(
+        first(table, job.reference_rows, job.reference_group), columns, tokenizer, None, cache=cache
+    )
 
 
-def first(table: Table, job: Reference) -> Table:
-    """Return the first rows of a table, and those after them of the last one's group."""
-    most = job.reference_rows
+def first(table: Table, most: int, group: str | None = None) -> Table:
+    """Return the first rows of a table, and those after them of the last one's group.
+
+    >>> articles = Table({"text": ["a", "b", "c"], "document": [1, 1, 2]}, "three")
+    >>> first(articles, 1, "document")["text"], first(articles, 1)["text"]
+    (['a', 'b'], ['a'])
+    """
     if not most or most >= len(table):
         return table
     end = most
-    if job.reference_group is not None:
-        groups = table[job.reference_group]
+    if group is not None:
+        groups = table[group]
         while end < len(table) and groups[end] == groups[end - 1]:
             end += 1
     return table.take(range(end))
 
 
-def kept(
-    job: Reference, embedder: Embedder, rows: Rows, before: PyTree, anchor: PyTree, after: PyTree
-) -> Retention:
-    """Measure what a run kept.
+class Keeper:
+    """Reference rows and what the pretrained model makes of them: measures what runs keep."""
 
-    Args:
-      job: names the groups.
-      embedder: of the model.
-      rows: of reference text.
-      before: the params the run started from.
-      anchor: the same with holes where a leaf has no pretrained value.
-      after: the tuned params.
-    """
-    return retention(
-        anchor,
-        after,
-        embeddings=(embedder(before, rows), embedder(after, rows)),
-        groups=None if job.reference_group is None else rows.table[job.reference_group],
-        reference=rows.table.name,
-    )
+    def __init__(
+        self,
+        model: Model,
+        params: PyTree,
+        new: Collection[str],
+        rows: Rows,
+        *,
+        group: str | None = None,
+        stream: Stream | None = None,
+        cut: int | None = None,
+    ):
+        """Run the pretrained model over the rows, once for all the runs that start from it.
+
+        Args:
+          model: of the runs.
+          params: what they started from.
+          new: paths of leaves without a pretrained value.
+          rows: of reference text.
+          group: their column that says which belong together.
+          stream: one pass over the rows, above the `cut` where there is one.
+          cut: how many of the lowest blocks were computed beforehand.
+        """
+        self._anchor, self._rows, self._group = pretrained(params, new), rows, group
+        self._stream = in_order(rows) if stream is None else stream
+        self.embedder = Embedder(model, cut)
+        self._run = None
+        head = model.head
+        # The outputs of a fresh head drift from nothing that pretraining taught.
+        if not new and head.kind == "sequence" and head.problem_type in SOFTMAX:
+            apply = model.apply if cut is None else split(model, cut).upper
+            self._run = jax.jit(lambda params, batch: apply(params, batch, None))
+        self._before = self._seen(params)
+
+    def kept(self, params: PyTree, *, resamples: int = 1000) -> Retention:
+        """Return what a run kept: `evaluate.retention` of its weights."""
+        features, outputs = self._seen(params)
+        return retention(
+            self._anchor,
+            params,
+            embeddings=(self._before[0], features),
+            logits=None if outputs is None else (self._before[1], outputs),
+            groups=None if self._group is None else self._rows.table[self._group],
+            reference=self._rows.table.name,
+            resamples=resamples,
+        )
+
+    def _seen(self, params: PyTree) -> tuple[np.ndarray, Any]:
+        features = self.embedder(params, self._rows, self._stream)
+        if self._run is None:
+            return features, None
+        return features, predict(self._run, params, self._stream, len(self._rows.encoded))

@@ -7,6 +7,7 @@ share of the unanchored travel that remains is `anchor.remaining(dose)`, 0.63 at
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import optax
 from jax import Array
 
@@ -23,7 +24,6 @@ from sftjax.anchor import (
     materialize,
     mixout,
     mixout_rate_of,
-    normalized,
     recadam,
     remaining,
     selective_projection_decay,
@@ -32,10 +32,21 @@ from sftjax.anchor import (
     to_difference,
     wise_ft,
 )
-from sftjax.core import Batch, Objective, PyTree, TrainState, View, map_with_path
+from sftjax.core import (
+    Batch,
+    Objective,
+    PyTree,
+    TrainState,
+    View,
+    flatten,
+    map_with_path,
+)
 from sftjax.objectives import Apply, distill_features, distill_logits, r3f, smart
+from sftjax.recipes.streams import Stream
+from sftjax.recipes.tpgm import projecting
+from sftjax.recipes.weighing import Weighing, weighing_of
 from sftjax.select import bernoulli_gradients, block_ids, fisher_mask, lisa, only_elements, stacks
-from sftjax.train import Step, with_reference
+from sftjax.train import Step, compile_step, make_step, with_reference
 
 
 class Parts(NamedTuple):
@@ -50,6 +61,8 @@ class Parts(NamedTuple):
     """`(params, batch) -> h`, the input that smoothing disturbs."""
     rest: Callable[[PyTree, Array, Batch, Array | None], Array]
     """`(params, h, batch, key) -> logits`."""
+    held_out: Stream | None = None
+    """Labelled rows that are not trained on, for a method that learns from such (`holds_out`)."""
 
 
 class Setting(NamedTuple):
@@ -69,6 +82,8 @@ class Setting(NamedTuple):
     strength: float | None = None
     """The pull itself, instead of the dose."""
     coupled: bool = False
+    importance_weight: float = 1.0
+    """How far the anchor is weighed by the Fisher (see `weighing`)."""
 
 
 class Method(NamedTuple):
@@ -82,9 +97,9 @@ class Method(NamedTuple):
     wrap: Callable[[Step], Step] = lambda step: step
     """Around the step, before it is compiled."""
     importance: Callable[[PyTree, PyTree, Iterable[Batch]], PyTree] | None = None
-    """`(params, anchor, batches) -> F`, if the pull is weighed."""
-    element_mask: bool = False
-    """Whether the importance chooses the scalars that move, and does not weigh a pull."""
+    """`(params, anchor, batches) -> F`, if the run needs one."""
+    weigh: Callable[[PyTree], Weighing] | None = None
+    """How F weighs the pull; `None` where it is a mask of the scalars that move."""
     start: Callable[[PyTree, PyTree], PyTree] = lambda params, anchor: params
     """`(params, anchor) ->` what is trained in their place."""
     weights: Callable[[TrainState], PyTree] = lambda state: state.trainable
@@ -104,6 +119,8 @@ class Known(NamedTuple):
     """Whether it takes a dose."""
     holds: bool = True
     """Whether the step needs the pretrained values."""
+    holds_out: bool = False
+    """Whether it learns from rows that are held out of the training rows."""
 
 
 def parse(text: str) -> tuple[str, float | None]:
@@ -174,10 +191,13 @@ def _ewc(s: Setting) -> Method:
 
     def importance(params: PyTree, anchor: PyTree, batches: Iterable[Batch]) -> PyTree:
         # Of the features, which pretraining made: a fresh head would say what the new task needs.
-        found = fisher(features, params, anchor, batches, labels="normal", key=s.key)
-        return normalized(found, cap=None if s.coupled else cap)
+        # The draws are the same for every seed, so that the runs of a sweep can share it.
+        return fisher(features, params, anchor, batches, labels="normal", key=jax.random.key(0))
 
-    return method._replace(importance=importance)
+    def weigh(found: PyTree) -> Weighing:
+        return weighing_of(found, None if s.coupled else cap, s.importance_weight)
+
+    return method._replace(importance=importance, weigh=weigh)
 
 
 def _recadam(s: Setting) -> Method:
@@ -212,15 +232,7 @@ def _mixout(s: Setting) -> Method:
 
 
 def _features(s: Setting) -> Method:
-    weight = distillation_weight_of(s.dose)
-    objective = distill_features(s.parts.objective(s.parts.logits), s.parts.features, weight)
-    return _none(s)._replace(
-        objective=objective,
-        strength=weight,
-        wrap=lambda step: with_reference(
-            step, lambda params, batch: s.parts.features(params, batch, None), "reference_features"
-        ),
-    )
+    return _distilled(s, distill_features, s.parts.features, "reference_features")
 
 
 def _logits(s: Setting) -> Method:
@@ -230,14 +242,16 @@ def _logits(s: Setting) -> Method:
             f"({', '.join(s.new[:2])}); start from a checkpoint with a trained head, or use "
             "'features'"
         )
+    return _distilled(s, distill_logits, s.parts.logits, "reference_logits")
+
+
+def _distilled(s: Setting, distill: Callable[..., Objective], of: Apply, name: str) -> Method:
+    """Hold an output of the model to the pretrained one's, which joins the batch as `name`."""
     weight = distillation_weight_of(s.dose)
-    objective = distill_logits(s.parts.objective(s.parts.logits), s.parts.logits, weight)
     return _none(s)._replace(
-        objective=objective,
+        objective=distill(s.parts.objective(s.parts.logits), of, weight),
         strength=weight,
-        wrap=lambda step: with_reference(
-            step, lambda params, batch: s.parts.logits(params, batch, None), "reference_logits"
-        ),
+        wrap=lambda step: with_reference(step, lambda params, batch: of(params, batch, None), name),
     )
 
 
@@ -264,6 +278,22 @@ def _wise_ft(s: Setting) -> Method:
     return _none(s)._replace(finish=finish, strength=alpha)
 
 
+def _tpgm(s: Setting) -> Method:
+    held_out, moving = s.parts.held_out, set(flatten(s.trainable))
+    if held_out is None:
+        raise ValueError(
+            "anchor 'tpgm' learns how far each tensor may go from rows that the weights were not "
+            "trained on; give the parts of the model such rows (`Parts.held_out`)"
+        )
+    if moving <= set(s.new):
+        raise ValueError(
+            "anchor 'tpgm' projects pretrained leaves, and none moves; train one too (such as "
+            "last:1) or use another anchor"
+        )
+    objective = s.parts.objective(s.parts.logits)
+    return _none(s)._replace(finish=projecting(objective, held_out, moving))
+
+
 def _r3f(s: Setting) -> Method:
     objective = r3f(s.parts.objective(s.parts.logits), s.parts.embed, s.parts.rest)
     return _none(s)._replace(objective=objective)
@@ -288,7 +318,7 @@ def _child_d(s: Setting) -> Method:
         found = fisher(lambda p, batch: s.parts.logits(p, batch, None), params, anchor, batches)
         return fisher_mask(found, 0.3)
 
-    return _none(s)._replace(importance=importance, element_mask=True)
+    return _none(s)._replace(importance=importance)
 
 
 def _lisa(s: Setting) -> Method:
@@ -315,6 +345,7 @@ METHODS: dict[str, Known] = {
     "logits": Known(_logits, "logit distillation"),
     "ema": Known(_ema, "EMA from the pretrained weights"),
     "wise-ft": Known(_wise_ft, "WiSE-FT", holds=False),
+    "tpgm": Known(_tpgm, "TPGM", dosed=False, holds=False, holds_out=True),
     "spd": Known(_projection_decay, "selective projection decay", dosed=False),
     "r3f": Known(_r3f, "R3F", dosed=False, holds=False),
     "smart": Known(_smart, "SMART", dosed=False, holds=False),
@@ -332,3 +363,9 @@ STRONG = ("l2-sp", "ewc")
 def masked(method: Method, mask: PyTree) -> Method:
     """Return the method moving only the scalars of a mask, beside the leaves that it leaves out."""
     return method._replace(tx=only_elements(method.tx, mask))
+
+
+def compiled(method: Method, tx: optax.GradientTransformation, accumulate: int) -> Step:
+    """Return the compiled step of a method under an optimizer (its own, or a phase's of it)."""
+    step = make_step(method.objective, tx, accumulate=accumulate, view=method.view)
+    return compile_step(method.wrap(step))

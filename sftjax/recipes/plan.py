@@ -52,6 +52,16 @@ def plan_of(
                 f"--strength is the pull of {' and '.join(STRONG)}; anchor {name!r} takes a dose"
             )
         dose = 1.0 if training.strength else 0.0  # stands for "some" until the strength is used
+    if training.importance_weight != 1.0 and name != "ewc":
+        raise ValueError(
+            f"--importance-weight {training.importance_weight:g} is of ewc, and the anchor is "
+            f"{name!r}; use --anchor ewc or leave it out"
+        )
+    if not 0.0 <= training.importance_weight <= 1.0:
+        raise ValueError(
+            f"--importance-weight is {training.importance_weight:g}; it goes from 0 (l2-sp) to 1 "
+            "(ewc)"
+        )
     peak = training.learning_rate
     if training.phases and all(path in new for path in flatten(trainable)):
         name, peak = "none", training.probe_learning_rate
@@ -73,6 +83,7 @@ def plan_of(
         key=jax.random.key(training.seed),
         strength=training.strength,
         coupled=training.coupled,
+        importance_weight=training.importance_weight,
     )
     return Plan(chosen, anchor, schedule, build_method(name, setting))
 

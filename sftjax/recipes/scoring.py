@@ -1,6 +1,6 @@
 """Evaluate a model on fixed rows: numbers while training, numbers with intervals at the end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,8 @@ from sftjax.objectives import (
     squared_error,
     token_cross_entropy,
 )
+from sftjax.recipes.streams import Stream
 from sftjax.recipes.text_rows import PROBLEM_TYPES, Rows
-from sftjax.train import spread
 
 _LOSSES = {
     "single-label": cross_entropy,
@@ -30,17 +30,30 @@ Run = Callable[[PyTree, Batch], jax.Array]
 """A compiled `(params, batch) -> logits`."""
 
 
+def check_metric(name: str, task: str, names: Sequence[str]) -> None:
+    """Refuse a metric that a `Scorer` of the task does not report.
+
+    >>> check_metric("eval_accuracy", "single-label", ["no", "yes"])
+    """
+    known = ["eval_loss", *(f"eval_{metric}" for metric in standard(_problem(task), names))]
+    if name not in known:
+        raise ValueError(
+            f"--metric-for-best-model {name} is not measured; there are: {', '.join(known)}"
+        )
+
+
+def _problem(task: str) -> str:
+    return "token_classification" if task == "token" else PROBLEM_TYPES[task]
+
+
 class Scorer:
     """Labelled rows, and the compiled model that runs over them."""
 
-    def __init__(self, run: Run, rows: Rows, task: str, batch_size: int):
-        """Take the rows, and a program that scorers of other rows may share.
-
-        `batch_size` must be divisible by the number of devices.
-        """
+    def __init__(self, run: Run, rows: Rows, task: str, stream: Stream):
+        """Take the rows, a program that scorers of other rows may share, and the rows' batches."""
         assert rows.labels is not None
         self._run = run
-        self._batches = rows.batches(batch_size)
+        self._stream = stream
         self._count = len(rows.encoded)
         self._task = task
         self._names = rows.labels.names
@@ -51,29 +64,26 @@ class Scorer:
 
     def outputs(self, params: PyTree) -> Any:
         """Return the logits of every row, in the order of the table; of tokens, a list."""
-        at = spread(self._batches.at)
-        batches = (at(step) for step in range(self._batches.steps_per_epoch))
-        return predict(self._run, params, batches, self._count, per_token=self._task == "token")  # type: ignore[call-overload]
+        tokens = self._task == "token"
+        return predict(self._run, params, self._stream, self._count, per_token=tokens)  # type: ignore[call-overload]
 
     def scores(self, params: PyTree) -> dict[str, float]:
         """Return `eval_loss` and the task's usual metrics, NaN where one has no value."""
         outputs = self.outputs(params)
-        found = metrics(self._problem, outputs, self.labels, names=self._names, prefix="eval_")
+        found = metrics(
+            _problem(self._task), outputs, self.labels, names=self._names, prefix="eval_"
+        )
         return {"eval_loss": self._loss(outputs), **found}
 
     def intervals(self, outputs: Any) -> dict[str, Interval | float]:
         """Return the same metrics with 95 % bootstrap intervals."""
         found: dict[str, Interval | float] = {"eval_loss": self._loss(outputs)}
-        for name, metric in standard(self._problem, self._names).items():
+        for name, metric in standard(_problem(self._task), self._names).items():
             try:
                 found[f"eval_{name}"] = bootstrap(metric, outputs, self.labels)
             except Undefined:
                 found[f"eval_{name}"] = float("nan")
         return found
-
-    @property
-    def _problem(self) -> str:
-        return "token_classification" if self._task == "token" else PROBLEM_TYPES[self._task]
 
     def _loss(self, outputs: Any) -> float:
         token = self._task == "token"

@@ -6,43 +6,29 @@ sftjax classify ... --sweep "seeds=8,dose=0:4:5"
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from sftjax.core import Batch, PyTree, combine, flatten, partition
-from sftjax.data import cache_folder
-from sftjax.evaluate import Undefined, linear_cka, predict, standard
-from sftjax.hub import load, load_tokenizer
-from sftjax.models import Head, split
-from sftjax.objectives import Apply, objective_of
-from sftjax.recipes.above_prefix import Stream, above_prefix, cut_of
-from sftjax.recipes.methods import METHODS, parse
+from sftjax.core import PyTree, combine, flatten, partition
+from sftjax.evaluate import Retention
+from sftjax.recipes.above_prefix import NO_PREFIX, above_prefix, cut_of
+from sftjax.recipes.keeping import Keeper
+from sftjax.recipes.methods import METHODS, STRONG, parse
 from sftjax.recipes.plan import Plan, plan_of
-from sftjax.recipes.scoring import Run, Scorer
+from sftjax.recipes.prepare import Classify, prepare
+from sftjax.recipes.scoring import Scorer, check_metric
+from sftjax.recipes.streams import in_order, shuffled
 from sftjax.recipes.sweep_fit import fit_runs
 from sftjax.recipes.sweep_report import write_sweep
-from sftjax.recipes.text_parts import model_with, text_parts
-from sftjax.recipes.text_rows import PROBLEM_TYPES, Rows, encode_rows, labels_of, read_splits
+from sftjax.recipes.text_parts import text_parts
+from sftjax.recipes.text_rows import Rows
 from sftjax.recipes.training import Training
-from sftjax.train import (
-    SweepFit,
-    claim,
-    name_of,
-    parse_grid,
-    replicate,
-    spread,
-    take_run,
-)
+from sftjax.train import SweepFit, claim, name_of, parse_grid, replicate, take_run
 
-if TYPE_CHECKING:
-    from sftjax.recipes.classify import Classify
-
-AXES = ("dose", "strength", "learning_rate")
-SWEPT = ("none", "l2-sp")
+SWEPT = ("none", *STRONG)
 """The anchors whose runs differ in numbers alone."""
 
 
@@ -64,7 +50,7 @@ def runs_of(text: str, training: Training) -> list[dict[str, float]]:
     >>> runs_of("dose=0|4", Training())
     [{'dose': 0.0, 'seed': 0}, {'dose': 4.0, 'seed': 0}]
     """
-    runs = parse_grid(text, known=AXES)
+    runs = parse_grid(text)
     name, own = parse(training.anchor)
     if training.phases:
         raise ValueError("--sweep runs one phase; leave --phases out, or train without --sweep")
@@ -84,6 +70,15 @@ def runs_of(text: str, training: Training) -> list[dict[str, float]]:
         )
     if "dose" in pulls and training.strength is not None:
         raise ValueError("--strength and a sweep of the dose exclude each other; leave one out")
+    if "importance_weight" in runs[0] and name != "ewc":
+        raise ValueError(
+            f"--sweep varies the importance weight, and --anchor {name} has none; use --anchor ewc"
+        )
+    if training.average:
+        raise ValueError(
+            "a sweep measures the weights of the last update; leave --average out, or compare "
+            "averages by `sftjax compare`"
+        )
     if training.early_stopping_patience:
         raise ValueError("runs of a sweep end together; leave --early-stopping-patience out")
     return runs
@@ -98,7 +93,7 @@ def training_of_run(training: Training, run: dict[str, float]) -> Training:
     return dataclasses.replace(training, **{**run, "seed": int(run["seed"])})  # type: ignore[arg-type]
 
 
-def sweep(job: "Classify", tell: Callable[[str], None] = print) -> Swept:
+def sweep(job: Classify, tell: Callable[[str], None] = print) -> Swept:
     """Train and evaluate every run of `job.sweep` and write the folder; no model is saved.
 
     The runs share the frozen trunk and the batches (the order of rows is that of `--seed`); each
@@ -109,55 +104,39 @@ def sweep(job: "Classify", tell: Callable[[str], None] = print) -> Swept:
     """
     training = job.training
     runs = runs_of(job.sweep, training)
-    if job.reference.reference_data or job.reference.reference_group:
-        raise ValueError("a sweep measures drift on the evaluation rows; leave --reference-* out")
-    train, evaluation, (model, params, report), tokenizer = _read(job, tell)
-    new = tuple(report.new)
-    problem_type = PROBLEM_TYPES[job.columns.task]
-    options: dict[str, Any] = {"dropout": training.dropout}
-    if problem_type == "single_label_classification":
-        from sftjax.recipes.classify import balanced_weights
-
-        options["label_smoothing"] = job.label_smoothing_factor
-        if job.balanced_classes:
-            options["class_weights"] = balanced_weights(train)
-
-    def task(logits: Apply) -> Any:
-        return objective_of(model.head.kind, problem_type, logits, **options)
-
-    batches = train.batches(training.rows, seed=training.seed, shuffle=True)
-    parts, stream = text_parts(model, task), Stream(batches.steps_per_epoch, batches.at)
+    ready = prepare(job, tell)
+    model, params, new = ready.model, ready.params, ready.new
+    stream = shuffled(ready.train, training.rows, training.seed)
+    parts = text_parts(model, ready.objective)
     num_steps = training.num_steps(stream.steps_per_epoch)
+    prefix = NO_PREFIX
+    if not training.dropout and cut_of(model, params, new, [training.rules()]) is not None:
+        prefix = above_prefix(model, params, ready.report, training, ready.tokenizer, tell)
+        parts = text_parts(model, ready.objective, cut=prefix.cut)
     plans = [
         plan_of(params, new, parts, training_of_run(training, r), training.rules(), num_steps)
         for r in runs
     ]
-    _check(job, runs, params, new, plans[0], evaluation)
-    claim(job.output_dir, _facts(job, report, tokenizer, train, evaluation))
+    _check(job, runs, params, new, plans[0], ready.evaluation)
+    claim(job.output_dir, ready.facts)
 
-    passes = evaluation.batches(job.eval_rows)
-    shown = Stream(passes.steps_per_epoch, passes.at)
-    cut = None if training.dropout else cut_of(model, params, new, [training.rules()])
-    embedder = model_with(model, "mean")
-    upper, embed = model.apply, embedder.apply
-    if cut is not None:
-        given = (training, tokenizer, tell)
-        parts, stream = above_prefix(model, params, report, task, train, stream, *given)
-        _, shown = above_prefix(model, params, report, task, evaluation, shown, *given)
-        upper, embed = split(model, cut).upper, split(embedder, cut).upper
-
+    stream = prefix.above(ready.train, stream)
     fitted = fit_runs(job, runs, plans, parts, params, new, model, stream, num_steps, tell)
     frozen = replicate(partition(params, plans[0].selection.trainable)[1])
-    scorer = KeptScorer(
-        jax.jit(lambda p, batch: upper(p, batch, None)),
-        evaluation, job.columns.task, job.eval_rows, shown,
+    once = in_order(ready.evaluation, job.per_device_eval_batch_size)
+    scorer = Scorer(
+        jax.jit(lambda p, batch: parts.logits(p, batch, None)),
+        ready.evaluation,
+        job.columns.task,
+        prefix.above(ready.evaluation, once),
+    )
+    keeper = Keeper(
+        model, params, new, ready.reference,
+        group=job.reference.reference_group,
+        stream=prefix.above(ready.reference, in_order(ready.reference)),
+        cut=prefix.cut,
     )  # fmt: skip
-    embed_once = jax.jit(lambda p, batch: embed(p, batch, None))
-
-    def features(tree: PyTree) -> np.ndarray:
-        return predict(embed_once, tree, one_pass(shown), len(evaluation.encoded))
-
-    before, rows = features(params), []
+    rows = []
     for number, (run, plan) in enumerate(zip(runs, plans, strict=True)):
         own = jax.device_get(take_run(fitted.states.trainable, number))
         row: dict[str, Any] = {"anchor": parse(training.anchor)[0], **run}
@@ -168,8 +147,8 @@ def sweep(job: "Classify", tell: Callable[[str], None] = print) -> Swept:
             failed = num_steps - 1
         if failed is None:
             now = combine(own, frozen)
-            row |= scorer.scores(now)
-            row |= {"moved": _distance(params, own, new), "cka": _cka(before, features(now))}
+            # The intervals here are over seeds, not over rows.
+            row |= scorer.scores(now) | kept_columns(keeper.kept(now, resamples=2))
         else:
             tell(f"run {name_of(run)} failed: not finite at update {failed}; the others stand")
         rows.append({**row, "failed_at": failed})
@@ -177,52 +156,37 @@ def sweep(job: "Classify", tell: Callable[[str], None] = print) -> Swept:
     if whole is None:
         raise FloatingPointError("every run of the sweep ended not finite; lower the learning rate")
     rows = [{**dict.fromkeys(whole, math.nan), **row} for row in rows]
-    write_sweep(job, rows, fitted, num_steps, cut, tell)
+    write_sweep(job, rows, fitted, num_steps, prefix.cut, tell)
     return Swept(rows, fitted, job.output_dir)
 
 
-class KeptScorer(Scorer):
-    """A scorer whose batches may hold what a kept prefix gives."""
+def kept_columns(kept: Retention) -> dict[str, float]:
+    """Return what a run kept as columns of its row: distances, drift, and every labelled task.
 
-    def __init__(self, run: Run, rows: Rows, task: str, batch_size: int, stream: Stream):
-        """Take the stream of the rows' batches beside what a `Scorer` takes."""
-        super().__init__(run, rows, task, batch_size)
-        self._batches = stream
-
-
-def one_pass(stream: Stream) -> Iterable[Batch]:
-    """Return the batches of one pass, dealt out over the devices."""
-    at = spread(stream.at)
-    return (at(step) for step in range(stream.steps_per_epoch))
-
-
-def _read(job: "Classify", tell: Callable[[str], None]) -> tuple[Rows, Rows, Any, str]:
-    seed, task = job.training.seed, job.columns.task
-    tables = read_splits(
-        job.data, job.eval_data, job.columns, fraction=job.validation_fraction, seed=seed
-    )
-    labels = labels_of(tables[0], job.columns, job.columns.labels, least=2)
-    eval_labels = labels_of(tables[1], job.columns, labels.names, least=1)
-    loaded = load(
-        job.model,
-        head=Head("token" if task == "token" else "sequence", labels.names, PROBLEM_TYPES[task]),
-        dtype=jnp.bfloat16 if job.training.bf16 else jnp.float32,
-        key=jax.random.key(seed),
-    )
-    tell(str(loaded.report))
-    longest = min(job.columns.max_length, loaded.model.max_length)
-    columns = dataclasses.replace(job.columns, max_length=longest)
-    tokenizer, cache = load_tokenizer(loaded.report.folder), cache_folder() / "tokens"
-    train, evaluation = (
-        encode_rows(table, columns, tokenizer, own, cache=cache)
-        for table, own in zip(tables, (labels, eval_labels), strict=True)
-    )
-    tell(f"{len(train.encoded):,} training rows, {len(evaluation.encoded):,} evaluation rows")
-    return train, evaluation, loaded, tokenizer.sha256
+    >>> from sftjax.evaluate import retention
+    >>> columns = kept_columns(retention({"w": np.ones(2)}, {"w": np.array([1.0, 2.0])}))
+    >>> columns["moved"], columns["moved w"]
+    (1.0, 1.0)
+    """
+    columns: dict[str, float] = {}
+    for block in (kept.whole, *kept.moved):
+        of = "" if block is kept.whole else f" {block.block}"
+        if block.scalars:  # a block that is all new has no distance
+            columns[f"moved{of}"] = block.distance
+            columns[f"relative{of}"] = block.relative
+            columns[f"spectral{of}"] = block.spectral
+    if kept.features is not None:
+        columns["cka"] = kept.features.value
+    if kept.outputs is not None:
+        columns["kl"] = kept.outputs.value
+    for task in kept.tasks:
+        columns[f"kept {task.task}"] = task.after
+        columns[f"forgotten {task.task}"] = task.forgotten.value
+    return columns
 
 
 def _check(
-    job: "Classify", runs: list[Any], params: PyTree, new: tuple[str, ...], plan: Plan, rows: Rows
+    job: Classify, runs: list[Any], params: PyTree, new: tuple[str, ...], plan: Plan, rows: Rows
 ) -> None:
     training = job.training
     moves = flatten(plan.selection.trainable)
@@ -238,43 +202,4 @@ def _check(
                 "could not draw it; train it too (--train head) or sweep no seeds"
             )
     assert rows.labels is not None
-    token = job.columns.task == "token"
-    problem = "token_classification" if token else PROBLEM_TYPES[job.columns.task]
-    known = ["eval_loss", *(f"eval_{name}" for name in standard(problem, rows.labels.names))]
-    if training.metric_for_best_model not in known:
-        raise ValueError(
-            f"--metric-for-best-model {training.metric_for_best_model} is not measured; there are: "
-            f"{', '.join(known)}"
-        )
-
-
-def _facts(job: "Classify", report: Any, tokenizer: str, train: Rows, rows: Rows) -> dict[str, Any]:
-    settings = dataclasses.asdict(job)
-    for name in ("output_dir", "model", "data", "eval_data", "reference"):
-        settings.pop(name)
-    return {
-        "recipe": "classify --sweep",
-        "weights": report.sha256,
-        "tokenizer": tokenizer,
-        "train_rows": train.table.fingerprint,
-        "eval_rows": rows.table.fingerprint,
-        "devices": jax.device_count(),
-        **settings,
-    }
-
-
-def _distance(params: PyTree, own: PyTree, new: tuple[str, ...]) -> float:
-    start = flatten(params)
-    squares = (
-        float(np.square(np.asarray(leaf, np.float64) - np.asarray(start[path])).sum())
-        for path, leaf in flatten(own).items()
-        if path not in new
-    )
-    return math.sqrt(sum(squares))
-
-
-def _cka(before: np.ndarray, after: np.ndarray) -> float:
-    try:
-        return linear_cka(before, after)
-    except Undefined:
-        return math.nan
+    check_metric(training.metric_for_best_model, job.columns.task, rows.labels.names)

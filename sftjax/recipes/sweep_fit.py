@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,15 @@ import numpy as np
 import optax
 
 from sftjax.anchor import adamw
-from sftjax.core import PyTree, flatten, holes, map_with_path, partition
-from sftjax.recipes.above_prefix import Stream
+from sftjax.core import PyTree, count, flatten, holes, map_with_path, partition
 from sftjax.recipes.plan import Plan
+from sftjax.recipes.prepare import Classify
 from sftjax.recipes.progress import progress
+from sftjax.recipes.streams import Stream
+from sftjax.recipes.weighing import Weighing, weighed
 from sftjax.select import describe
 from sftjax.train import (
+    Step,
     SweepFit,
     compile_sweep_step,
     fit_sweep,
@@ -33,12 +36,12 @@ from sftjax.train import (
     take_run,
 )
 
-if TYPE_CHECKING:
-    from sftjax.recipes.classify import Classify
+UNWEIGHED = Weighing(0.0, 0.0, 0.0)
+"""Of a run that holds every scalar alike, or none."""
 
 
 def fit_runs(
-    job: "Classify",
+    job: Classify,
     runs: list[dict[str, float]],
     plans: list[Plan],
     parts: Any,
@@ -70,16 +73,29 @@ def fit_runs(
     chosen = plans[0].selection
     anchor = next((plan.anchor for plan in plans if plan.anchor is not None), None)
     unit = linear_schedule(1.0, num_steps, warmup_ratio=training.warmup_ratio)
+    weigher = next((plan.method for plan in plans if plan.method.importance is not None), None)
+    importance, weighings = None, [UNWEIGHED] * len(plans)
+    if weigher is not None:
+        assert weigher.importance is not None
+        assert anchor is not None
+        tell(f"Fisher information of {count(anchor):,} scalars, over one epoch of rows, for all")
+        batches = (stream.at(number) for number in range(stream.steps_per_epoch))
+        importance = weigher.importance(params, anchor, batches)
+        weighings = [
+            UNWEIGHED if plan.method.weigh is None else plan.method.weigh(importance)
+            for plan in plans
+        ]
     settings = stack_settings(
         [
             {
+                **_named(weighing),
                 **run,
                 "learning_rate": run.get("learning_rate", training.learning_rate),
                 "strength": plan.method.strength,
                 # A run without a pull is one without an anchor: its pretrained matrices decay.
                 "free_decay": 0.0 if plan.anchor is not None else training.weight_decay,
             }
-            for run, plan in zip(runs, plans, strict=True)
+            for run, plan, weighing in zip(runs, plans, weighings, strict=True)
         ]
     )
 
@@ -101,13 +117,18 @@ def fit_runs(
         return optax.chain(tx, decay_anchored(setting["free_decay"], schedule, chosen.rate))
 
     objective = parts.objective(parts.logits)
-    step = compile_sweep_step(
-        make_sweep_step(
-            lambda setting: make_step(
-                objective, tx_of(setting), accumulate=training.gradient_accumulation_steps
-            )
+
+    def step_of(setting: Any) -> Step:
+        step = make_step(objective, tx_of(setting), accumulate=training.gradient_accumulation_steps)
+        if importance is None:
+            return step
+        by = Weighing(*(setting[name] for name in _named(UNWEIGHED)))
+        # One Fisher for all runs; each weighs it by numbers of its own.
+        return lambda state, fixed, batch: step(
+            state, fixed._replace(importance=weighed(fixed.importance, by)), batch
         )
-    )
+
+    step = compile_sweep_step(make_sweep_step(step_of))
     first = tx_of(take_run(settings, 0))
     tell(str(describe(params, chosen, anchor=anchor)))
     tell(f"memory: {sweep_memory(partition(params, chosen.trainable)[0], first, len(runs))}")
@@ -118,7 +139,8 @@ def fit_runs(
         drawn = draw(key) if new else {}
         own = map_with_path(lambda path, leaf, drawn=drawn: drawn.get(path, leaf), params)
         state, fixed = init(
-            own, chosen.trainable, tx_of(take_run(settings, number)), key, anchor=anchor,
+            own, chosen.trainable, tx_of(take_run(settings, number)), key,
+            anchor=anchor, importance=importance,
             frozen_dtype=jnp.bfloat16 if training.bf16 else None,
         )  # fmt: skip
         states.append(state)
@@ -154,6 +176,10 @@ def fit_runs(
         if name in fitted.failed
     }
     return fitted._replace(failed=failed)
+
+
+def _named(weighing: Weighing) -> dict[str, float]:
+    return {f"importance_{name}": value for name, value in weighing._asdict().items()}
 
 
 def decay_anchored(

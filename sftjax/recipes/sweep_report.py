@@ -8,36 +8,37 @@ import pathlib
 import shlex
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sftjax.evaluate import paired_difference, summarize, table, table_markdown
 from sftjax.evaluate.figure import COLOURS, MARKERS, figure, head, save, tidy
+from sftjax.recipes.prepare import Classify
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.training import LESS_IS_BETTER
 from sftjax.train import SweepFit
-
-if TYPE_CHECKING:
-    from sftjax.recipes.classify import Classify
+from sftjax.train.grid import AXES
 
 Row = dict[str, Any]
-AXES = ("dose", "strength", "learning_rate")
 
 
 def write_sweep(
-    job: "Classify",
+    job: Classify,
     rows: list[Row],
     fitted: SweepFit,
     num_steps: int,
     cut: int | None,
     tell: Callable[[str], None],
 ) -> None:
-    """Write `sweep.csv`, `metrics.json`, `report.md` and `plots/sweep.png`."""
+    """Write `sweep.csv`, `means.csv`, `metrics.json`, `report.md` and `plots/sweep.png`."""
     folder = job.output_dir
     by = [a for a in AXES if f"{a}=" in job.sweep.replace(" ", "")] or ["anchor"]
     metrics = [n for n in rows[0] if n not in ("anchor", "seed", "failed_at", *AXES)]
     main = next(name for name in metrics if name.startswith("eval_") and name != "eval_loss")
     shown = [main, "eval_loss", "moved", "cka"]
-    means = summarize(rows, by, metrics)
+    # What a run with nothing new, or with groups, can measure beside.
+    shown += [n for n in metrics if n == "kl" or n.startswith(("kept ", "forgotten "))]
+    blocks = {n: n.removeprefix("moved ") for n in metrics if n.startswith("moved ")}
+    means = summarize(rows, by, metrics, level=0.95)
     seeds = len({row["seed"] for row in rows})
     differences: list[Row] = []
     if seeds > 1 and len(means) > 1:
@@ -45,6 +46,7 @@ def write_sweep(
         differences = paired_difference(rows, first, by, metrics=metrics)
     pictures = draw(rows, by, main, folder / "plots") if len(means) > 1 else []
     write_text(folder / "sweep.csv", _csv(rows))
+    write_text(folder / "means.csv", _csv(_tidy(means, by, metrics)))
     history = [
         {n: v if n == "step" else v.tolist() for n, v in record.items()}
         for record in fitted.history
@@ -57,6 +59,7 @@ def write_sweep(
         },
     )  # fmt: skip
     cells = [_cells(row, by, shown, seeds) for row in means]
+    far = [_cells(row, by, list(blocks), seeds) for row in means]
     columns = [*by, *shown]
     text = [
         f"# {len(rows)} runs in one step: {job.sweep}",
@@ -71,11 +74,19 @@ def write_sweep(
         + "Measured are the weights of the last update.",
         *[f"**Failed**: {run}, not finite at update {at}." for run, at in fitted.failed.items()],
         "## By setting",
-        f"Mean ± standard deviation over {seeds} seeds. "
+        f"Mean ± standard deviation over {seeds} seeds, and the 95 % t interval of the mean. "
         * (seeds > 1)
-        + "`moved` is the distance from the pretrained weights, `cka` the likeness of the mean "
-        "features of the evaluation rows to the pretrained model's.",
+        + "`moved` is the distance from the pretrained weights; on the reference rows, `cka` is "
+        "the likeness of the mean features to the pretrained model's, `kl` the divergence of its "
+        "outputs, `kept` the score in what pretraining could do and `forgotten` what it lost.",
         table_markdown(cells, columns),
+        "## How far each block moved",
+        "The distance from the pretrained weights; `means.csv` has all measures, with intervals, "
+        "and the relative and spectral distances of each block too.",
+        table_markdown(
+            [{blocks.get(n, n): c for n, c in row.items()} for row in far],
+            [*by, *blocks.values()],
+        ),
     ]
     if differences:
         text += [
@@ -109,7 +120,7 @@ def draw(rows: Sequence[Row], by: Sequence[str], main: str, folder: pathlib.Path
     ]  # fmt: skip
 
 
-def command_of(job: "Classify", changes: dict[str, Any], output_dir: str) -> str:
+def command_of(job: Classify, changes: dict[str, Any], output_dir: str) -> str:
     """Return the command line of a single run of the job with other training settings."""
     training = dataclasses.replace(job.training, **changes)
     single = dataclasses.replace(
@@ -136,7 +147,7 @@ def _arguments(job: Any) -> list[str]:
     return words
 
 
-def _chosen(job: "Classify", means: list[Row], by: Sequence[str]) -> list[str]:
+def _chosen(job: Classify, means: list[Row], by: Sequence[str]) -> list[str]:
     metric = job.training.metric_for_best_model
     sound = [row for row in means if math.isfinite(row[metric])]
     if not sound:
@@ -206,9 +217,24 @@ def _cells(row: Row, by: Sequence[str], shown: Sequence[str], seeds: int) -> Row
     for name in shown:
         value, spread = row[name], row[f"{name}_sd"]
         finite = math.isfinite(value)
-        several = finite and seeds > 1
-        cells[name] = f"{value:.3f} ± {spread:.3f}" if several else value if finite else "failed"
+        if finite and seeds > 1:
+            low, high = row[f"{name}_low"], row[f"{name}_high"]
+            cells[name] = f"{value:.3f} ± {spread:.3f} [{low:.3f}, {high:.3f}]"
+        else:
+            cells[name] = value if finite else "failed"
     return cells
+
+
+def _tidy(means: Sequence[Row], by: Sequence[str], metrics: Sequence[str]) -> list[Row]:
+    """Return one row a setting and measure: mean, standard deviation, interval."""
+    parts = {"mean": "", "sd": "_sd", "low": "_low", "high": "_high"}
+    return [
+        {axis: row[axis] for axis in by}
+        | {"measure": metric, "n": row["n"]}
+        | {part: row[f"{metric}{suffix}"] for part, suffix in parts.items()}
+        for row in means
+        for metric in metrics
+    ]
 
 
 def _plain(value: Any, setting: bool) -> Any:

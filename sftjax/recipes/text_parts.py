@@ -10,10 +10,15 @@ from sftjax.core import Batch, Objective, PyTree
 from sftjax.models import Head, Model, split
 from sftjax.objectives import Apply
 from sftjax.recipes.methods import Parts
+from sftjax.recipes.streams import Stream
 
 
 def text_parts(
-    model: Model, objective: Callable[[Apply], Objective], *, cut: int | None = None
+    model: Model,
+    objective: Callable[[Apply], Objective],
+    *,
+    cut: int | None = None,
+    held_out: Stream | None = None,
 ) -> Parts:
     """Return the parts of an encoder.
 
@@ -22,6 +27,7 @@ def text_parts(
       objective: the task's objective of any function that gives logits.
       cut: how many of the lowest blocks are computed beforehand; the batches then hold what they
         give as `hidden` (see `train.keep_prefix`). `None` computes all of them.
+      held_out: batches of rows that are not trained on, for methods that learn from such.
     """
     embedder = model_with(model, "mean")
     lower, upper = split(model, 0)
@@ -30,7 +36,7 @@ def text_parts(
         return upper(params, {**batch, "hidden": h}, key)
 
     if cut is None:
-        return Parts(objective, model.apply, _unit(embedder.apply), lower, rest)
+        return Parts(objective, model.apply, _unit(embedder.apply), lower, rest, held_out)
     upper = split(model, cut).upper
     return Parts(
         objective,
@@ -38,6 +44,7 @@ def text_parts(
         _unit(split(embedder, cut).upper),
         lambda params, batch: batch["hidden"],
         rest,
+        held_out,
     )
 
 

@@ -1,11 +1,11 @@
-"""How to train, in words that users know; what it reads; what it gives."""
+"""How to train, in words that users know, and what it gives."""
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 
-from sftjax.core import Batch, PyTree
+from sftjax.core import PyTree
 from sftjax.select import Description, Selection
 from sftjax.train import Fit
 
@@ -23,7 +23,7 @@ class Training:
     anchor: str = "l2-sp"
     """How what moves is held to what pretraining taught: l2-sp, ewc, recadam, difference, mixout,
     features, logits, ema, wise-ft take the dose; none, spd, r3f, smart, sam, child-f, child-d, lisa
-    have none."""
+    have none, nor has tpgm, which learns its radii from training rows that it holds out."""
     dose: float = 1.0
     """How strongly: 0 not at all, 1 leaves about 0.6 of the distance that would be travelled
     without an anchor, 4 a quarter. A new head is never held."""
@@ -39,6 +39,11 @@ class Training:
     coupled: bool = False
     """Let that pull pass through Adam as part of the gradient, instead of beside it. It has no dose
     then: give --strength (0.1 is a usual one)."""
+    importance_weight: float = 1.0
+    """How far ewc weighs by the Fisher information: 1 is ewc, 0 is l2-sp."""
+    average: str = ""
+    """Evaluate and keep a mean of the weights: `ema:DECAY` (as in ema:0.999), or `swa` from the
+    middle of the run on, `swa:SHARE` from that share of the updates on."""
     learning_rate: float = 1e-4
     """Peak of the schedule: linear warmup, linear decay to zero."""
     warmup_ratio: float = 0.1
@@ -102,19 +107,6 @@ class Training:
         15
         """
         return self.max_steps or max(1, round(self.num_train_epochs * steps_per_epoch))
-
-
-class Stream(Protocol):
-    """Training batches whose content is a function of the update's number."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Updates in one pass."""
-        ...
-
-    def at(self, step: int, /) -> Batch:
-        """Return the batch of an update, counted from 0."""
-        ...
 
 
 class Tuned(NamedTuple):

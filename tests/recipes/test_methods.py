@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from sftjax.cli import main
-from sftjax.core import flatten
+from sftjax.core import Aux, Loss, flatten
 from sftjax.recipes.classify import Classify, classify
-from sftjax.recipes.compare import Compare, compare, training_of
+from sftjax.recipes.compare import Compare, compare
+from sftjax.recipes.contender import contender_of
 from sftjax.recipes.keeping import Reference
 from sftjax.recipes.methods import METHODS
 from sftjax.recipes.phase_words import phases_of_words
+from sftjax.recipes.streams import Stream
+from sftjax.recipes.tpgm import projecting
 from sftjax.recipes.training import Training
 
 SHORT = Training(
@@ -70,6 +73,53 @@ def test_logits_need_a_head_that_was_trained(tiny_model, reviews, tmp_path, free
         run(tiny_model, reviews, tmp_path / "a", anchor="logits")
     again = run(free.folder / "model", reviews, tmp_path / "b", anchor="logits:1")
     assert np.isfinite(again.metrics["eval_loss"])
+
+
+def test_the_importance_weight_leads_from_l2_sp_to_ewc(tiny_model, reviews, tmp_path):
+    plain = run(tiny_model, reviews, tmp_path / "a", anchor="l2-sp:3")
+    none = run(tiny_model, reviews, tmp_path / "b", anchor="ewc:3", importance_weight=0.0)
+    whole = run(tiny_model, reviews, tmp_path / "c", anchor="ewc:3")
+    for path, leaf in flatten(plain.tuned.params).items():
+        np.testing.assert_allclose(flatten(none.tuned.params)[path], leaf, atol=1e-6)
+    same = [np.allclose(*pair, atol=1e-5) for pair in zip(
+        jax.tree.leaves(plain.tuned.params), jax.tree.leaves(whole.tuned.params), strict=True
+    )]  # fmt: skip
+    assert not all(same)
+
+
+def test_an_average_replaces_the_last_weights(tiny_model, reviews, tmp_path, free):
+    last = run(tiny_model, reviews, tmp_path / "a", anchor="none", average="ema:0")
+    for path, leaf in flatten(free.tuned.params).items():  # all of the weight on the last
+        np.testing.assert_allclose(flatten(last.tuned.params)[path], leaf, atol=1e-6)
+    slow = run(tiny_model, reviews, tmp_path / "b", anchor="none", average="ema:0.99")
+    mean = run(tiny_model, reviews, tmp_path / "c", anchor="none", average="swa:0.4")
+    whole = free.retention.whole.distance
+    assert slow.retention.whole.distance < 0.1 * whole
+    assert 0.5 * whole < mean.retention.whole.distance < whole
+    held = run(tiny_model, reviews, tmp_path / "d", anchor="child-d", average="swa")
+    assert 0 < held.retention.whole.distance < whole
+
+
+def test_learned_radii_shorten_the_way_and_spare_the_head(tiny_model, reviews, tmp_path):
+    found = run(tiny_model, reviews, tmp_path / "a", anchor="tpgm", max_steps=12)
+    plain = run(tiny_model, reviews, tmp_path / "b", anchor="wise-ft:0", max_steps=12)
+    assert 0 < found.retention.whole.distance <= plain.retention.whole.distance * 1.05
+    again = run(tiny_model, reviews, tmp_path / "c", anchor="tpgm", phases=("lp", "ft"))
+    assert np.isfinite(again.metrics["eval_loss"])
+
+
+def test_radii_end_where_held_out_rows_are_best_and_spare_what_is_new():
+    def objective(params, model_state, batch, key):
+        return Loss(jax.numpy.sum((params["trunk"] - batch["y"]) ** 2), 1.0), Aux({})
+
+    held_out = Stream(1, lambda step: {"y": np.full(8, 0.25, np.float32)})
+    finish = projecting(objective, held_out, {"trunk", "head"})
+    before = {"trunk": np.zeros(8, np.float32), "head": None, "frozen": np.ones(2, np.float32)}
+    after = {"trunk": np.ones(8, np.float32), "head": np.ones(3), "frozen": before["frozen"]}
+    found = finish(before, after)
+    np.testing.assert_allclose(found["trunk"], 0.25, atol=0.01)
+    np.testing.assert_array_equal(found["head"], after["head"])
+    np.testing.assert_array_equal(found["frozen"], after["frozen"])
 
 
 def test_phases_learn_the_head_first(tiny_model, reviews, tmp_path):
@@ -134,6 +184,13 @@ def test_retention_is_measured_by_default_and_on_named_data(tiny_model, reviews,
     ({"coupled": True}, "a coupled pull has no dose under Adam"),
     ({"anchor": "mixout", "strength": 0.1}, "--strength is the pull of l2-sp and ewc"),
     ({"strength": 1e6}, "overshoot|lower the strength"),
+    ({"average": "swa:2"}, "write ema:DECAY, swa or swa:SHARE"),
+    ({"average": "ema"}, "write ema:DECAY, swa or swa:SHARE"),
+    ({"average": "swa", "phases": ("lp", "ft")}, "leave one of the two out"),
+    ({"average": "swa", "anchor": "ema"}, "leave one of the two out"),
+    ({"importance_weight": 0.5}, "is of ewc, and the anchor is 'l2-sp'"),
+    ({"importance_weight": 1.5, "anchor": "ewc"}, "goes from 0"),
+    ({"train": ("new",), "anchor": "tpgm"}, "projects pretrained leaves"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_before_compilation(
     options, message, tiny_model, reviews, tmp_path
@@ -182,11 +239,32 @@ def test_compare_writes_a_table_and_goes_on_where_it_was(tiny_model, reviews, tm
     assert "1/2 wise-ft:1+lr=2, seed 0" in capsys.readouterr().out
 
 
+def test_compare_runs_averages_radii_and_merged_models_by_name(tiny_model, reviews, tmp_path):
+    methods = ("none", "none+merge=add:0", "none+merge=wise:0.5", "none+merge=uniform+runs=2",
+               "none+merge=greedy+runs=2", "none+average=swa", "tpgm")  # fmt: skip
+    training = dataclasses.replace(SHORT, anchor="none")
+    job = Compare(
+        str(tiny_model), str(reviews), tmp_path / "c", methods=methods, seeds=1, rows=40,
+        training=training, validation_fraction=0.25,
+    )  # fmt: skip
+    rows = {row["method"]: row for row in compare(job, tell=lambda text: None)}
+    free = rows["none"]["moved"]
+    assert rows["none+merge=add:0"]["moved"] == 0.0
+    assert rows["none+merge=add:0"]["cka"] == pytest.approx(1.0)
+    assert rows["none+merge=wise:0.5"]["moved"] == pytest.approx(free / 2, rel=1e-4)
+    assert 0.3 * free < rows["none+merge=uniform+runs=2"]["moved"] < free
+    assert 0 < rows["none+average=swa"]["moved"] < free
+    assert all(np.isfinite(row["train_loss"]) for row in rows.values())
+
+
 @pytest.mark.parametrize(("methods", "message"), [
     (("none", "none"), "stands twice"),
     (("none+rate=2",), "is not lr=FACTOR"),
     (("none+lr=fast",), "is not lr=FACTOR"),
     (("nothing",), "is unknown"),
+    (("none+runs=3",), "add merge=uniform"),
+    (("none+merge=stew",), "is no way to merge"),
+    (("none+merge=wise:0.5+runs=2",), "takes one model"),
 ])  # fmt: skip
 def test_methods_that_cannot_be_read(methods, message, tiny_model, reviews, tmp_path):
     job = Compare(str(tiny_model), str(reviews), tmp_path / "c", methods=methods)
@@ -195,4 +273,4 @@ def test_methods_that_cannot_be_read(methods, message, tiny_model, reviews, tmp_
 
 
 def test_a_method_without_a_dose_takes_the_shared_one():
-    assert training_of("l2-sp", Training(dose=3.0)).anchor == "l2-sp:3"
+    assert contender_of("l2-sp", Training(dose=3.0)).training.anchor == "l2-sp:3"

@@ -11,11 +11,14 @@ import pytest
 from sftjax.cli import main
 from sftjax.core import flatten
 from sftjax.data import read
+from sftjax.evaluate import moved
 from sftjax.hub import load, load_tokenizer
 from sftjax.models import Head
 from sftjax.objectives import classification
 from sftjax.recipes.classify import Classify, classify
 from sftjax.recipes.finetune import finetune
+from sftjax.recipes.keeping import Reference
+from sftjax.recipes.plan import pretrained
 from sftjax.recipes.sweep import training_of_run
 from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.text_rows import Columns, encode_rows, labels_of
@@ -44,10 +47,48 @@ def finished(tiny_model, reviews, tmp_path_factory):
     return made, classify(made, said.append), "\n".join(said)
 
 
+@pytest.fixture(scope="module")
+def weighed(tiny_model, reviews, tmp_path_factory):
+    """A sweep of the importance weight of EWC, at two doses and so at two caps."""
+    folder = tmp_path_factory.mktemp("sweep") / "weighed"
+    made = job(
+        tiny_model,
+        reviews,
+        folder,
+        "dose=0.5|1,importance_weight=0|0.5|1",
+        anchor="ewc",
+        max_steps=4,
+    )
+    return made, classify(made, lambda text: None)
+
+
 @pytest.mark.parametrize("number", range(4))
 def test_each_run_equals_its_separate_twin(finished, tiny_model, reviews, number):
-    made, swept, _ = finished
-    run = {name: swept.rows[number][name] for name in ("dose", "seed")}
+    twin = twin_of(*finished[:2], ("dose", "seed"), number, tiny_model, reviews)
+    row = finished[1].rows[number]
+    start = load(tiny_model, head=Head("sequence", ("neg", "pos")), key=jax.random.key(0))
+    blocks = {b.block: b for b in moved(pretrained(start.params, start.report.new), twin.params)}
+    for block in ("layer 0", "layer 1", "pooler"):
+        assert row[f"moved {block}"] == pytest.approx(blocks[block].distance, abs=1e-5)
+        assert row[f"spectral {block}"] == pytest.approx(blocks[block].spectral, abs=1e-5)
+    assert row["moved layer 1"] > 0
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_each_weighing_equals_its_separate_twin(weighed, tiny_model, reviews, number):
+    twin_of(*weighed, ("dose", "importance_weight", "seed"), number, tiny_model, reviews)
+
+
+def test_the_importance_weight_makes_a_difference(weighed):
+    by = {(row["dose"], row["importance_weight"]): row["moved"] for row in weighed[1].rows}
+    assert len({round(value, 6) for value in by.values()}) == 6
+    report = (weighed[0].output_dir / "report.md").read_text()
+    assert "importance_weight" in report
+
+
+def twin_of(made, swept, names, number, tiny_model, reviews):
+    """Train a run of a sweep alone, and hold the two to one another."""
+    run = {name: swept.rows[number][name] for name in names}
     training = training_of_run(made.training, run)
     table = read(str(reviews))
     labels = labels_of(table, made.columns, (), least=2)
@@ -64,6 +105,7 @@ def test_each_run_equals_its_separate_twin(finished, tiny_model, reviews, number
     assert any(np.abs(own[path] - start[path]).max() > 1e-4 for path in own)
     for path, leaf in own.items():
         np.testing.assert_allclose(leaf, alone[path], atol=1e-5, err_msg=path)
+    return twin
 
 
 def test_the_folder_is_whole(finished):
@@ -87,6 +129,51 @@ def test_the_folder_is_whole(finished):
     assert "do not divide evenly over 8 devices" in said
     for seed in range(2):
         assert swept.rows[2 + seed]["moved"] < swept.rows[seed]["moved"]
+
+
+def test_the_whole_retention_stands_in_columns_with_intervals(tiny_model, reviews, tmp_path):
+    other = tmp_path / "texts.csv"
+    lines = [f"the {word} was {mood},{word}" for word in ("film", "book", "song")
+             for mood in ("good", "bad", "fine")]  # fmt: skip
+    other.write_text("text,topic\n" + "\n".join(lines) + "\n")
+    made = dataclasses.replace(
+        job(tiny_model, reviews, tmp_path / "run", "seeds=3,dose=0|2"),
+        reference=Reference(str(other), "topic"),
+    )
+    swept = classify(made, lambda text: None)
+    for row in swept.rows:
+        task = "same-group retrieval P@1"
+        assert 0 <= row[f"kept {task}"] <= 1
+        assert np.isfinite(row[f"forgotten {task}"])
+        assert 0 < row["cka"] <= 1
+        assert row["moved"] >= row["moved layer 1"] > row["moved layer 0"] == 0
+    with (made.output_dir / "means.csv").open() as file:
+        means = list(csv.DictReader(file))
+    mine = next(m for m in means if m["dose"] == "2.0" and m["measure"] == "moved layer 1")
+    values = [row["moved layer 1"] for row in swept.rows if row["dose"] == 2]
+    assert float(mine["mean"]) == pytest.approx(np.mean(values))
+    assert float(mine["sd"]) == pytest.approx(np.std(values, ddof=1))
+    half = 4.302652729696142 * np.std(values, ddof=1) / np.sqrt(3)  # Student's t, 2 degrees
+    assert float(mine["high"]) - float(mine["mean"]) == pytest.approx(half, rel=1e-4)
+    report = (made.output_dir / "report.md").read_text()
+    assert "## How far each block moved" in report
+    assert "forgotten same-group retrieval P@1" in report
+
+
+def test_outputs_drift_is_measured_where_the_head_is_not_new(tiny_model, reviews, tmp_path):
+    single = dataclasses.replace(job(tiny_model, reviews, tmp_path / "a", ""), sweep="")
+    first = classify(single, lambda text: None)
+    assert first.retention.outputs is None
+    again = job(first.folder / "model", reviews, tmp_path / "b", "dose=0|2")
+    swept = classify(again, lambda text: None)
+    assert 0 < swept.rows[1]["kl"] < swept.rows[0]["kl"]
+    one = dataclasses.replace(
+        again, sweep="", output_dir=tmp_path / "c",
+        training=dataclasses.replace(again.training, dose=0.0),
+    )  # fmt: skip
+    assert classify(one, lambda text: None).retention.outputs.value == pytest.approx(
+        swept.rows[0]["kl"], rel=1e-3
+    )
 
 
 def test_a_run_that_fails_leaves_the_others(tiny_model, reviews, tmp_path):
@@ -125,6 +212,12 @@ BAD = {
     "overshoot": (["--sweep", "dose=1|900"], "overshoot"),
     "early stopping": (["--sweep", "seeds=2", "--early-stopping-patience", "1"], "end together"),
     "metric": (["--sweep", "seeds=2", "--metric-for-best-model", "f2"], "not measured"),
+    "importance of l2-sp": (["--sweep", "importance_weight=0|1"], "use --anchor ewc"),
+    "importance above 1": (
+        ["--sweep", "importance_weight=0|2", "--anchor", "ewc"],
+        "it goes from 0",
+    ),
+    "average": (["--sweep", "seeds=2", "--average", "swa"], "leave --average out"),
     "coupled dose": (["--sweep", "dose=0|1", "--coupled"], "coupled"),
     "frozen head": (["--sweep", "seeds=2", "--train", "classifier=0", "last:1"], "new and frozen"),
 }
