@@ -19,7 +19,9 @@ from sftjax.core import PyTree
 Apply = Callable[..., Any]
 
 
-def side_branch(apply: Apply, plan: Plan, *, scale: Array | float = 1.0) -> Apply:
+def side_branch(
+    apply: Apply, plan: Plan, *, scale: Array | float = 1.0, partly: bool = False
+) -> Apply:
     """Return a function of base and adapter in which each adapted module gains its branch.
 
     Modules are met by `flax.linen.intercept_methods` as they are called, so `apply` may be any
@@ -30,6 +32,7 @@ def side_branch(apply: Apply, plan: Plan, *, scale: Array | float = 1.0) -> Appl
       apply: `(params, batch, key=None, ...) -> output`, with modules at the paths of `params`.
       plan: where the branches are.
       scale: how much of the adapter counts; 0 is the base model, at the same price.
+      partly: whether `apply` may leave modules of the plan out, as a part of a model does.
 
     Returns:
       `(params, batch, key=None, ...) -> output` of `{"adapter": ..., "base": ...}`; the key, if
@@ -52,7 +55,7 @@ def side_branch(apply: Apply, plan: Plan, *, scale: Array | float = 1.0) -> Appl
         for kind in reversed(plan.kinds):
             output = kind.output(output, batch) if kind.output is not None else output
         missed = [planned for planned in plan.sites if planned.site.path not in met]
-        if missed:
+        if missed and not partly:
             site, kind = missed[0]
             raise ValueError(
                 f"{len(missed)} of {len(plan.sites)} adapted modules were not called, {site.path} "

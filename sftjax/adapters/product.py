@@ -14,6 +14,7 @@ from jax import Array
 
 from sftjax.adapters.apply import Apply, side_branch
 from sftjax.adapters.kind import tree_at
+from sftjax.adapters.on_quantized import on_quantized
 from sftjax.adapters.plan import Plan, attach
 from sftjax.adapters.quantize import dequantize_tree
 from sftjax.core import Aux, Batch, Loss, Objective, PyTree
@@ -153,8 +154,9 @@ def base_outputs(apply: Apply, plan: Plan) -> Apply:
     def run(params: PyTree, batch: Batch, key: Array | None = None) -> Any:
         still = jax.lax.stop_gradient(params)
         if starts_elsewhere:
-            return side_branch(apply, plan)({**still, "adapter": still["initial"]}, batch, key)
-        return apply(still["base"], batch, key)
+            beside = side_branch(apply, plan, partly=True)
+            return beside({**still, "adapter": still["initial"]}, batch, key)
+        return on_quantized(apply)(still["base"], batch, key)
 
     return run
 

@@ -63,8 +63,12 @@ def classify(job: Classify, tell: Callable[[str], None] = print) -> Classified |
     if claim(job.output_dir, run.facts):
         tell(f"{job.output_dir} holds this very run: going on from its last checkpoint")
     model, params, report = run.model, run.params, run.report
+    worn = wear(job.training.adapter, params, run.new, jax.random.key(job.training.seed))
+    if worn.plan is not None:
+        tell(str(describe_adapter(params, worn.plan)))
+    logits = worn.beside(model.apply)
     scorer = Scorer(
-        jax.jit(lambda params, batch: model.apply(params, batch)),
+        jax.jit(lambda params, batch: logits(params, batch)),
         run.evaluation,
         job.columns.task,
         in_order(run.evaluation, job.per_device_eval_batch_size),
@@ -78,20 +82,21 @@ def classify(job: Classify, tell: Callable[[str], None] = print) -> Classified |
 
     held_out = None if run.held_out is None else batches(run.held_out)
     tuned = finetune(
-        params,
-        run.new,
-        text_parts(model, run.objective, cut=prefix.cut, held_out=held_out),
+        worn.params,
+        worn.new,
+        worn.parts(text_parts(model, run.objective, cut=prefix.cut, held_out=held_out)),
         batches(run.train),
         job.training,
         evaluate=scorer.scores,
         checkpoint_folder=job.output_dir / "checkpoints",
         tell=tell,
+        held=worn.held,
     )
     outputs = scorer.outputs(tuned.params)
     found = scorer.intervals(outputs)
     keeper = Keeper(model, params, run.new, run.reference, group=job.reference.reference_group)
-    held = keeper.kept(tuned.params)
-    _write(job, run, tuned, outputs, found, held)
+    held = keeper.kept(tuned.params, worn=worn)
+    _write(job, run, worn, tuned, outputs, found, held)
     tell(table_markdown([{"metric": k, "value": v} for k, v in found.items()], ["metric", "value"]))
     tell(f"\n{held}\n")
     tell(f"model, report and plots: {job.output_dir}")
@@ -101,6 +106,7 @@ def classify(job: Classify, tell: Callable[[str], None] = print) -> Classified |
 def _write(
     job: Classify,
     run: Prepared,
+    worn: Worn,
     tuned: Tuned,
     outputs: Any,
     found: dict[str, Interval | float],
@@ -120,7 +126,15 @@ def _write(
         settings=dataclasses.asdict(job.training),
         **_training_facts(tuned, job.training),
     )
-    save(folder / "model", run.model, tuned.params, report=run.report, card=card)
+    if worn.plan is not None:
+        moved = flatten(partition(tuned.params, tuned.selection.trainable)[0])
+        save_worn(
+            folder / "adapter", run.model, tuned.params, worn.plan, words=job.training.adapter,
+            report=run.report, trained=worn.trained(moved),
+        )  # fmt: skip
+    if worn.mergeable:
+        weights = worn.weights(tuned.params)
+        save(folder / "model", run.model, weights, report=run.report, card=card)
     loss_curve(tuned.fit.history, folder / "plots" / "loss.png")
     moved_per_block({"fine-tuned": held.moved}, folder / "plots" / "moved.png")
     if job.columns.task != "token":

@@ -32,6 +32,7 @@ def finetune(
     checkpoint_folder: pathlib.Path | None = None,
     title: str = "training",
     tell: Callable[[str], None] = lambda text: None,
+    held: Collection[str] = (),
 ) -> Tuned:
     """Select, anchor, compile and fit.
 
@@ -45,6 +46,7 @@ def finetune(
       checkpoint_folder: where to save and resume; `None` saves nothing.
       title: what the progress bar says.
       tell: is given the selection's report before anything is compiled.
+      held: paths of new leaves that are held to their start like pretrained ones (an adapter's).
 
     Returns:
       A `Tuned`.
@@ -56,13 +58,19 @@ def finetune(
                 f"--average {training.average}: phases start an average anew, and --anchor ema "
                 "makes one of its own; leave one of the two out"
             )
+    if training.phases and training.adapter:
+        raise ValueError(
+            "--phases move ever more of the weights, and --adapter leaves the weights as they are; "
+            "leave one of the two out"
+        )
     if training.phases:
         return finetune_in_phases(
             params, new, parts, stream, training,
             evaluate=evaluate, checkpoint_folder=checkpoint_folder, title=title, tell=tell,
         )  # fmt: skip
     num_steps = training.num_steps(stream.steps_per_epoch)
-    plan = plan_of(params, new, parts, training, training.rules(), num_steps)
+    plan = plan_of(params, new, parts, training, training.rules(), num_steps, held=held)
+    new = [path for path in new if path not in held]
     method, chosen, anchor = plan.method, plan.selection, plan.anchor
     importance = None
     if method.importance is not None:

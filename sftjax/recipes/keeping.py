@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sftjax.adapters import dequantize_tree
 from sftjax.core import PyTree
 from sftjax.data import Table, read
 from sftjax.evaluate import Retention, predict, retention
@@ -17,6 +18,7 @@ from sftjax.recipes.plan import pretrained
 from sftjax.recipes.streams import Stream, in_order
 from sftjax.recipes.text_parts import model_with
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows
+from sftjax.recipes.worn import PLAIN, Worn
 
 SOFTMAX = ("single_label_classification",)
 """Problem types whose outputs are one distribution a row, and so have a divergence."""
@@ -37,13 +39,14 @@ class Reference:
 class Embedder:
     """Mean-pooled embeddings of a model's trunk, compiled once a batch shape."""
 
-    def __init__(self, model: Model, cut: int | None = None):
+    def __init__(self, model: Model, cut: int | None = None, worn: Worn = PLAIN):
         """Take the model whose trunk embeds; its head is left aside.
 
-        With a `cut`, batches hold what the lowest blocks give (see `above_prefix`).
+        With a `cut`, batches hold what the lowest blocks give (see `above_prefix`); with adapters,
+        it is called with params that wear them.
         """
         trunk = model_with(model, "mean")
-        apply = trunk.apply if cut is None else split(trunk, cut).upper
+        apply = worn.beside(trunk.apply if cut is None else split(trunk, cut).upper)
         self._apply = jax.jit(lambda params, batch: apply(params, batch, None))
 
     def __call__(self, params: PyTree, rows: Rows, stream: Stream | None = None) -> np.ndarray:
@@ -125,7 +128,8 @@ class Keeper:
           stream: one pass over the rows, above the `cut` where there is one.
           cut: how many of the lowest blocks were computed beforehand.
         """
-        self._anchor, self._rows, self._group = pretrained(params, new), rows, group
+        self._anchor = pretrained(dequantize_tree(params), new)
+        self._model, self._cut, self._rows, self._group = model, cut, rows, group
         self._stream = in_order(rows) if stream is None else stream
         self.embedder = Embedder(model, cut)
         self._run = None
@@ -133,15 +137,25 @@ class Keeper:
         # The outputs of a fresh head drift from nothing that pretraining taught.
         if not new and head.kind == "sequence" and head.problem_type in SOFTMAX:
             apply = model.apply if cut is None else split(model, cut).upper
-            self._run = jax.jit(lambda params, batch: apply(params, batch, None))
+            run = PLAIN.beside(apply)
+            self._run = jax.jit(lambda params, batch: run(params, batch, None))
         self._before = self._seen(params)
 
-    def kept(self, params: PyTree, *, resamples: int = 1000) -> Retention:
-        """Return what a run kept: `evaluate.retention` of its weights."""
-        features, outputs = self._seen(params)
+    def kept(self, params: PyTree, *, worn: Worn = PLAIN, resamples: int = 1000) -> Retention:
+        """Return what a run kept: `evaluate.retention` of its weights, with adapters merged.
+
+        Adapters that cannot be merged leave the weights as they are; features are then of the model
+        that wears them, and the drift of its outputs is not measured.
+        """
+        weights = worn.weights(params)
+        if worn.mergeable:
+            features, outputs = self._seen(weights)
+        else:
+            embedder = Embedder(self._model, self._cut, worn)
+            features, outputs = embedder(params, self._rows, self._stream), None
         return retention(
             self._anchor,
-            params,
+            weights,
             embeddings=(self._before[0], features),
             logits=None if outputs is None else (self._before[1], outputs),
             groups=None if self._group is None else self._rows.table[self._group],

@@ -61,6 +61,10 @@ class Parts(NamedTuple):
     """`(params, batch) -> h`, the input that smoothing disturbs."""
     rest: Callable[[PyTree, Array, Batch, Array | None], Array]
     """`(params, h, batch, key) -> logits`."""
+    logits_before: Apply | None = None
+    """Of the same params, what the pretrained model gives, where `logits` of pretrained values does
+    not: with an adapter."""
+    features_before: Apply | None = None
     held_out: Stream | None = None
     """Labelled rows that are not trained on, for a method that learns from such (`holds_out`)."""
 
@@ -232,26 +236,31 @@ def _mixout(s: Setting) -> Method:
 
 
 def _features(s: Setting) -> Method:
-    return _distilled(s, distill_features, s.parts.features, "reference_features")
+    before = s.parts.features_before or s.parts.features
+    return _distilled(s, distill_features, s.parts.features, before, "reference_features")
 
 
 def _logits(s: Setting) -> Method:
-    if s.new:
+    fresh = [path for path in s.new if not path.startswith("adapter/")]
+    if fresh:
         raise ValueError(
             "anchor 'logits' holds on to what the pretrained head says, and this head is new "
-            f"({', '.join(s.new[:2])}); start from a checkpoint with a trained head, or use "
+            f"({', '.join(fresh[:2])}); start from a checkpoint with a trained head, or use "
             "'features'"
         )
-    return _distilled(s, distill_logits, s.parts.logits, "reference_logits")
+    before = s.parts.logits_before or s.parts.logits
+    return _distilled(s, distill_logits, s.parts.logits, before, "reference_logits")
 
 
-def _distilled(s: Setting, distill: Callable[..., Objective], of: Apply, name: str) -> Method:
+def _distilled(
+    s: Setting, distill: Callable[..., Objective], of: Apply, before: Apply, name: str
+) -> Method:
     """Hold an output of the model to the pretrained one's, which joins the batch as `name`."""
     weight = distillation_weight_of(s.dose)
     return _none(s)._replace(
         objective=distill(s.parts.objective(s.parts.logits), of, weight),
         strength=weight,
-        wrap=lambda step: with_reference(step, lambda params, batch: of(params, batch, None), name),
+        wrap=lambda step: with_reference(step, lambda params, batch: before(params, batch, None), name),
     )
 
 

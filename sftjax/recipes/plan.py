@@ -34,14 +34,19 @@ def plan_of(
     num_steps: int,
     *,
     dose: float | None = None,
+    held: Collection[str] = (),
 ) -> Plan:
     """Choose what moves and build the method that holds it.
+
+    Leaves that are new but `held` (those in which an adapter's change is linear) are anchored to
+    their start.
 
     Raises:
       ValueError: if a rule, the anchor's name or the dose does not fit the tree.
     """
     name, own = parse(training.anchor)
     chosen = select(params, rules, new=new)
+    new = [path for path in new if path not in held]
     if training.layer_decay != 1.0:
         chosen = scaled(chosen, layerwise(params, training.layer_decay))
     trainable = partition(params, chosen.trainable)[0]

@@ -103,6 +103,7 @@ def prepare(job: Classify, tell: Callable[[str], None]) -> Prepared:
         job.model,
         head=Head(kind, labels.names, problem_type),
         dtype=jnp.bfloat16 if job.training.bf16 else jnp.float32,
+        quantize=quantized(job.training),
         key=jax.random.key(seed),
     )
     tell(str(report))
@@ -134,6 +135,20 @@ def prepare(job: Classify, tell: Callable[[str], None]) -> Prepared:
         lambda logits: objective_of(kind, problem_type, logits, **options),
         _facts(job, columns, train, evaluation, report, tokenizer.sha256),
     )
+
+
+def quantized(training: Training) -> str | None:
+    """Return how the base is kept.
+
+    Raises:
+      ValueError: if weights that are to be trained would be quantized.
+    """
+    if training.quantize and not training.adapter:
+        raise ValueError(
+            f"--quantize {training.quantize} keeps weights that do not move in few bits; train an "
+            "adapter beside them (--adapter lora:r=8)"
+        )
+    return training.quantize or None
 
 
 def without_held(table: Table, columns: Columns, fraction: float, seed: int) -> tuple[Table, Table]:

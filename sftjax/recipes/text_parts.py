@@ -36,7 +36,7 @@ def text_parts(
         return upper(params, {**batch, "hidden": h}, key)
 
     if cut is None:
-        return Parts(objective, model.apply, _unit(embedder.apply), lower, rest, held_out)
+        return Parts(objective, model.apply, _unit(embedder.apply), lower, rest, held_out=held_out)
     upper = split(model, cut).upper
     return Parts(
         objective,
@@ -44,7 +44,7 @@ def text_parts(
         _unit(split(embedder, cut).upper),
         lambda params, batch: batch["hidden"],
         rest,
-        held_out,
+        held_out=held_out,
     )
 
 

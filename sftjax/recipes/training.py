@@ -17,9 +17,16 @@ LESS_IS_BETTER = ("loss", "mse", "rmse", "mae", "nll", "brier", "ece")
 class Training:
     """How to train. Names are those that users of transformers and TRL know."""
 
-    train: tuple[str, ...] = ("last:2",)
+    train: tuple[str, ...] = ()
     """What moves: `all`, `last:K` blocks, `head`, `new`, or path patterns; `PATTERN=RATE`
-    multiplies the learning rate. The first match decides."""
+    multiplies the learning rate. The first match decides. If nothing is said: `last:2`, and with an
+    adapter `new`, which is the adapter and what has no pretrained value."""
+    adapter: tuple[str, ...] = ()
+    """Adapters beside the weights, which then stay what they were: `lora:r=8,alpha=16`, also
+    rslora, dora, pissa, olora, ia3, houlsby, pfeiffer, prompt, prefix; settings in PEFT's words,
+    `targets=query|value`, `layers=4|5`."""
+    quantize: str = ""
+    """Keep the frozen weights beside an adapter in few bits: nf4, nf4-double, int8, int8-double."""
     anchor: str = "l2-sp"
     """How what moves is held to what pretraining taught: l2-sp, ewc, recadam, difference, mixout,
     features, logits, ema, wise-ft take the dose; none, spd, r3f, smart, sam, child-f, child-d, lisa
@@ -84,7 +91,7 @@ class Training:
         [('last:1', 0.5), ('head', 1.0)]
         """
         rules = []
-        for text in self.train:
+        for text in self.train or (("new",) if self.adapter else ("last:2",)):
             pattern, _, rate = text.partition("=")
             try:
                 rules.append((pattern, float(rate) if rate else 1.0))
