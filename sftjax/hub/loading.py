@@ -104,15 +104,11 @@ def _fill(
         initialise = jax.jit(lambda key: {p: flatten(model.init(key))[p] for p in matched.new})
         for path, leaf in initialise(jax.random.key(0) if key is None else key).items():
             leaves[path] = leaf if param_dtype is None else leaf.astype(param_dtype)
-    for path, (tensor, transposed) in matched.found.items():
-        leaves[path] = keep(path, _values(weights.tensors[tensor], transposed, param_dtype))
-        weights.release(tensor)
+    for path, spot in matched.found.items():
+        values = spot.ours(weights.tensors[spot.tensor])
+        leaves[path] = keep(path, np.asarray(values, dtype=param_dtype, order="C"))
+        weights.release(spot.tensor)
     return unflatten(leaves)
-
-
-def _values(view: np.ndarray, transposed: bool, dtype: DTypeLike | None) -> np.ndarray:
-    turned = view.T if transposed else view
-    return np.asarray(turned, dtype=dtype, order="C")
 
 
 def _keeper(how: str | None) -> Callable[[str, np.ndarray], Any]:

@@ -159,11 +159,11 @@ def _misshapen(
     shapes: Mapping[str, jax.ShapeDtypeStruct],
 ) -> list[str]:
     lines = []
-    for path, (name, transposed) in found.items():
-        shape = weights.tensors[name].shape
-        expected = shapes[path].shape[::-1] if transposed else shapes[path].shape
+    for path, spot in found.items():
+        shape = weights.tensors[spot.tensor].shape
+        expected = spot.their_shape(shapes[path].shape)
         if shape != expected:
-            lines.append(f"{name} is {shape} and should be {expected}")
+            lines.append(f"{spot.tensor} is {shape} and should be {expected}")
     if not lines:
         return []
     advice = "the config does not describe this file"

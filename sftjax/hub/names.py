@@ -1,16 +1,18 @@
 """A weight map is a table: the tensor's name in torch, the leaf's path here, and how to turn it.
 
 The same rows are read from left to right by `load` and from right to left by `save`. `{}` stands
-for a block's number. A row does one of two things: it carries the values over as they are, or it
-transposes them, because torch keeps a linear layer as (out, in) and Flax as (in, out).
+for a block's number. A row carries the values over as they are, or with their axes in another
+order, because torch keeps a linear layer as (out, in) and Flax as (in, out).
 
 >>> dense("bert.pooler.dense")[0]
-Row(tensor='bert.pooler.dense.weight', path='bert/pooler/dense/kernel', transposed=True, legacy='')
+Row(tensor='bert.pooler.dense.weight', path='bert/pooler/dense/kernel', axes=(1, 0), legacy='')
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
+
+import numpy as np
 
 _NUMBER = re.compile(r"(?<![^./])\d+(?![^./])")
 
@@ -22,7 +24,8 @@ class Row(NamedTuple):
     """Torch's name, `{}` for a block's number."""
     path: str
     """Ours, with the same `{}`."""
-    transposed: bool = False
+    axes: tuple[int, ...] = ()
+    """The tensor's axes in our order; empty where that is theirs."""
     legacy: str = ""
     """The tensor's name in files written before 2019 (`gamma`, `beta`)."""
 
@@ -47,7 +50,19 @@ class Place(NamedTuple):
     """Where a leaf's values lie in a file."""
 
     tensor: str
-    transposed: bool
+    axes: tuple[int, ...] = ()
+
+    def ours(self, values: np.ndarray) -> np.ndarray:
+        """Return a tensor's values as the leaf has them, a view."""
+        return values.transpose(self.axes) if self.axes else values
+
+    def theirs(self, values: np.ndarray) -> np.ndarray:
+        """Return a leaf's values as the tensor has them, a view."""
+        return values.transpose(np.argsort(self.axes)) if self.axes else values
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the tensor's shape for a leaf's."""
+        return tuple(shape[axis] for axis in np.argsort(self.axes)) if self.axes else shape
 
 
 class Placed(NamedTuple):
@@ -66,7 +81,7 @@ def dense(module: str) -> tuple[Row, ...]:
     """Rows of a linear layer: `weight` <-> `kernel` transposed, `bias` <-> `bias`."""
     path = module.replace(".", "/")
     return (
-        Row(f"{module}.weight", f"{path}/kernel", transposed=True),
+        Row(f"{module}.weight", f"{path}/kernel", axes=(1, 0)),
         Row(f"{module}.bias", f"{path}/bias"),
     )
 
@@ -91,18 +106,18 @@ def parameter(tensor: str) -> tuple[Row, ...]:
 
 
 def place(weights: WeightMap, path: str) -> Place:
-    """Return the tensor's full name for one of our paths, and whether it is transposed.
+    """Return the tensor's full name for one of our paths, and the order of its axes.
 
     Raises:
       KeyError: if the table has no such path.
 
     >>> table = WeightMap("Bert", "bert", dense("bert.encoder.layer.{}.output.dense"))
     >>> place(table, "bert/encoder/layer/11/output/dense/kernel")
-    Place(tensor='bert.encoder.layer.11.output.dense.weight', transposed=True)
+    Place(tensor='bert.encoder.layer.11.output.dense.weight', axes=(1, 0))
     """
     template, numbers = _template(path)
     row = {row.path: row for row in weights.rows}[template]
-    return Place(row.tensor.format(*numbers), row.transposed)
+    return Place(row.tensor.format(*numbers), row.axes)
 
 
 def place_all(weights: WeightMap, tensors: Iterable[str], *, tied: bool = True) -> Placed:
@@ -119,7 +134,7 @@ def place_all(weights: WeightMap, tensors: Iterable[str], *, tied: bool = True) 
     >>> table = WeightMap("Bert", "bert", norm("bert.embeddings.LayerNorm"))
     >>> place_all(table, ["embeddings.LayerNorm.gamma"]).places
     {'bert/embeddings/LayerNorm/scale': Place(tensor='embeddings.LayerNorm.gamma',
-                                              transposed=False)}
+                                              axes=())}
     """
     rows = {row.tensor: row for row in weights.rows}
     ties = {a: rows[b].path for a, b in weights.ties if tied or a not in rows}
@@ -139,14 +154,14 @@ def place_all(weights: WeightMap, tensors: Iterable[str], *, tied: bool = True) 
         elif row is None or (path := row.path.format(*numbers)) in places:
             unknown.append(name)
         else:
-            places[path] = Place(name, row.transposed)
+            places[path] = Place(name, row.axes)
     for name, path in list(aliases.items()):
         # An untied decoder computes with its own bias, and `predictions.bias` is the idle copy.
         if not tied or path not in places:
             del aliases[name]
             if path in places:
                 aliases[places[path].tensor] = path
-            places[path] = Place(name, transposed=False)
+            places[path] = Place(name)
     return Placed(places, aliases, tuple(buffers), tuple(unknown))
 
 
@@ -155,7 +170,7 @@ def place_paths(weights: WeightMap, paths: Iterable[str]) -> Placed:
 
     >>> table = WeightMap("Bert", "bert", dense("bert.pooler.dense"))
     >>> place_paths(table, ["pooler/dense/kernel"]).places
-    {'bert/pooler/dense/kernel': Place(tensor='pooler/dense/kernel', transposed=False)}
+    {'bert/pooler/dense/kernel': Place(tensor='pooler/dense/kernel', axes=())}
     """
     rows = {row.path: row for row in weights.rows}
     places: dict[str, Place] = {}
@@ -165,7 +180,7 @@ def place_paths(weights: WeightMap, paths: Iterable[str]) -> Placed:
         if row is None or (path := row.path.format(*numbers)) in places:
             unknown.append(name)
         else:
-            places[path] = Place(name, transposed=False)
+            places[path] = Place(name)
     return Placed(places, {}, (), tuple(unknown))
 
 

@@ -256,7 +256,7 @@ def _whole(
                 spot = place(table, path)
                 values = np.asarray(leaf, np.float32)
                 name = spelled(table, spot.tensor, model.head.kind in BARE)
-                tensors[PREFIX + name] = values.T if spot.transposed else values
+                tensors[PREFIX + name] = spot.theirs(values)
     names = [
         spelled(table, prefix.replace("/", "."), False).removeprefix(
             f"{table.trunk}." if model.head.kind in BARE else ""

@@ -109,7 +109,7 @@ def _tensors(
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in leaves.items():
         spot = place(table, path)
-        values = np.asarray(leaf).T if spot.transposed else np.asarray(leaf)
+        values = spot.theirs(np.asarray(leaf))
         name = spelled(table, spot.tensor, bare)
         if report is not None and path in report.names:
             values = _as_stored(values, path, report)
@@ -173,9 +173,8 @@ def _other_heads(table: WeightMap, report: LoadReport, bare: bool) -> dict[str, 
     known = place_paths(table, report.unused).places
     tensors = {}
     for path, spot in known.items():
-        name, transposed = place(table, path)
-        values = report.tensor(spot.tensor)
-        tensors[spelled(table, name, bare)] = values.T if transposed else values
+        there = place(table, path)
+        tensors[spelled(table, there.tensor, bare)] = there.theirs(report.tensor(spot.tensor))
     return tensors
 
 

@@ -4,5 +4,6 @@ from sftjax.models.architecture import Architecture
 from sftjax.models.head import Head
 from sftjax.models.model import FAMILIES, Model, build
 from sftjax.models.split import Split, split
+from sftjax.models.text_encoder import TextEncoder
 
-__all__ = ["FAMILIES", "Architecture", "Head", "Model", "Split", "build", "split"]
+__all__ = ["FAMILIES", "Architecture", "Head", "Model", "Split", "TextEncoder", "build", "split"]

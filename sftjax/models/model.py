@@ -1,158 +1,60 @@
-"""A family, a config and a head made into one pure function of params and batch."""
+"""What a model is to every other room, and the one way to make one: a config and a head."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
 from sftjax.core import Batch, PyTree
-from sftjax.models import bert, distilbert, roberta
-from sftjax.models.architecture import Architecture
-from sftjax.models.attention import attention_bias
-from sftjax.models.embedding import positions
-from sftjax.models.encoder import Inputs
-from sftjax.models.head import PER_TOKEN, Head, check_head
+from sftjax.models.head import Head
+from sftjax.models.text_encoder import ENCODERS, build_encoder
 
 
-class Family(NamedTuple):
-    """What differs between the families that checkpoints come in."""
-
-    read: Callable[[Mapping[str, Any]], Architecture]
-    module: Callable[..., nn.Module]
-    counts_from_padding: bool
-    """Whether positions are those of RoBERTa: padding has `pad_token_id`, tokens follow it."""
-    has_pooler: bool
-
-
-def _roberta(config: Mapping[str, Any]) -> Architecture:
-    return bert.architecture(config, pad_token_id=1)
-
-
-FAMILIES: dict[str, Family] = {
-    "bert": Family(bert.architecture, bert.Bert, False, True),
-    "roberta": Family(_roberta, roberta.Roberta, True, True),
-    "xlm-roberta": Family(_roberta, roberta.Roberta, True, True),
-    "distilbert": Family(distilbert.architecture, distilbert.DistilBert, False, False),
-}
-"""`model_type` of a config -> how to build it."""
-
-ENTRIES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segment_ids")
-"""The entries of a batch that a model reads."""
-
-
-@dataclass(frozen=True)
-class Model:
+class Model(Protocol):
     """A model as pure functions; it holds no weights."""
 
-    family: str
-    """The config's `model_type`."""
-    config: Mapping[str, Any] = field(repr=False)
-    """The checkpoint's `config.json`, unknown fields and all."""
-    head: Head
-    module: nn.Module = field(repr=False)
-    architecture: Architecture = field(repr=False)
-    max_length: int
-    """The longest input, in tokens."""
+    @property
+    def family(self) -> str:
+        """The config's `model_type`."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The checkpoint's `config.json`, unknown fields and all."""
+        ...
+
+    @property
+    def head(self) -> Head:
+        """What it gives back."""
+        ...
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest input, in tokens; `None` where there is no such limit."""
+        ...
 
     def apply(self, params: PyTree, batch: Batch, key: Array | None = None) -> Array:
-        """Run the model.
-
-        Args:
-          params: as `init` or `hub.load` gives them.
-          batch: `input_ids` (B, T) int32; optional `attention_mask` (B, T), `token_type_ids`
-            (B, T), `position_ids` (B, T), and `segment_ids` (B, T), within which attention stays
-            and positions start anew. Other entries are not looked at.
-          key: draws dropout at the config's rates; `None` is no dropout.
-
-        Returns:
-          float32; what the head gives (see `Head.kind`).
-
-        Raises:
-          ValueError: if there are no `input_ids`, the rows are longer than the model can read, an
-            entry is not (B, T) integers, or rows are packed under a head with one output a row.
-        """
-        ids = self._check(batch)
-        if ids.shape[1] > self.max_length:
-            raise ValueError(
-                f"the rows have {ids.shape[1]} tokens (places of a prompt among them) and this "
-                f"{self.family} reads at most {self.max_length}; cut them with max_length="
-                f"{self.max_length}, or as many fewer as the prompt has places, when encoding"
-            )
-        mask, segments = batch.get("attention_mask"), batch.get("segment_ids")
-        mask = jnp.ones_like(ids) if mask is None else jnp.asarray(mask)
-        places = batch.get("position_ids")
-        inputs = Inputs(
-            ids,
-            batch.get("token_type_ids"),
-            self._positions(ids, segments) if places is None else jnp.asarray(places),
-            attention_bias(mask, segments),
-            mask,
-            self._entering(batch),
-        )
-        rngs = {} if key is None else {"dropout": key}
-        return self.module.apply({"params": params}, inputs, rngs=rngs)  # type: ignore[return-value]
-
-    def _entering(self, batch: Batch) -> Array | None:
-        """Return the hidden states that the upper part of a split model starts from."""
-        span = self.module.span  # type: ignore[attr-defined]
-        if span is None or not span.given:
-            return None
-        if "hidden" not in batch:
-            raise ValueError(
-                f"this is the part of a model from block {span.start} on, and the batch has no "
-                "'hidden', which the lower part gives (see models.split)"
-            )
-        return jnp.asarray(batch["hidden"])
-
-    def _check(self, batch: Batch) -> Array:
-        if batch.get("input_ids") is None:
-            raise ValueError(
-                f"the batch has no input_ids, only {sorted(batch)}; tokenize the text first"
-            )
-        shape = jnp.shape(batch["input_ids"])
-        if len(shape) != 2:
-            raise ValueError(f"input_ids have shape {shape}; a batch is (rows, tokens)")
-        for name in ENTRIES:
-            if batch.get(name) is None:
-                continue
-            if jnp.shape(batch[name]) != shape:
-                raise ValueError(
-                    f"{name} has shape {jnp.shape(batch[name])} and input_ids {shape}; every entry "
-                    "that the model reads is (rows, tokens)"
-                )
-            dtype = jnp.result_type(batch[name])
-            if name != "attention_mask" and not jnp.issubdtype(dtype, jnp.integer):
-                raise ValueError(f"{name} must hold integers, not {dtype}")
-        if batch.get("segment_ids") is not None and self.head.kind not in PER_TOKEN:
-            raise ValueError(
-                f"segment_ids say that rows hold several examples, and a {self.head.kind!r} head "
-                f"gives one output a row; unpack the rows, or use one of {', '.join(PER_TOKEN)}"
-            )
-        return jnp.asarray(batch["input_ids"])
+        """Run the model; the key draws dropout, `None` is no dropout."""
+        ...
 
     def init(self, key: Array) -> PyTree:
         """Return fresh float32 params, drawn as the config says."""
-        ids = jnp.zeros((1, min(8, self.max_length)), jnp.int32)
-        inputs = Inputs(ids, None, self._positions(ids, None), attention_bias(ids), ids)
-        return self.module.init(key, inputs)["params"]
+        ...
 
     def shapes(self) -> PyTree:
         """Return the params as `jax.ShapeDtypeStruct`s; nothing is allocated."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        ...
 
-    def _positions(self, ids: Array, segments: Array | None) -> Array:
-        if FAMILIES[self.family].counts_from_padding:
-            assert self.architecture.pad_token_id is not None
-            pad = self.architecture.pad_token_id
-            return positions(ids != pad, segments) + pad
-        if segments is None:
-            return jnp.arange(ids.shape[1])[None]
-        return positions(jnp.ones_like(ids, bool), segments) - 1
+
+Build = Callable[[Mapping[str, Any], Head, DTypeLike], Model]
+"""`(config, head, dtype) -> model`."""
+
+FAMILIES: dict[str, Build] = {
+    **dict.fromkeys(ENCODERS, build_encoder),
+}
+"""`model_type` of a config -> how to build it."""
 
 
 def build(config: Mapping[str, Any], head: Head, *, dtype: DTypeLike = jnp.float32) -> Model:
@@ -167,6 +69,8 @@ def build(config: Mapping[str, Any], head: Head, *, dtype: DTypeLike = jnp.float
       ValueError: if the family is unknown, a field is missing or asks for what is not built here,
         or the head does not fit.
 
+    >>> import jax
+    >>> from sftjax.models import bert
     >>> sizes = dict.fromkeys(bert.SIZES, 4)
     >>> model = build({"model_type": "bert", **sizes}, Head("sequence", ("bad", "good")))
     >>> params = model.init(jax.random.key(0))
@@ -179,17 +83,4 @@ def build(config: Mapping[str, Any], head: Head, *, dtype: DTypeLike = jnp.float
             f"model_type {name!r} is not one of the families that can be built here: "
             f"{', '.join(FAMILIES)}; choose a checkpoint of one of them"
         )
-    family = FAMILIES[name]
-    architecture = family.read(config)
-    check_head(head)
-    if head.kind == "pooled" and not family.has_pooler:
-        raise ValueError(f"a {name} has no pooler; use the head 'mean' or 'hidden'")
-    longest = architecture.max_positions
-    if family.counts_from_padding:
-        if architecture.pad_token_id is None:
-            raise ValueError(
-                f"a {name} counts positions from its pad_token_id; the config has none"
-            )
-        longest -= architecture.pad_token_id + 1
-    module = family.module(architecture, head, jnp.dtype(dtype))
-    return Model(name, config, head, module, architecture, longest)
+    return FAMILIES[name](config, head, dtype)

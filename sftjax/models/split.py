@@ -9,7 +9,7 @@ from jax import Array
 from sftjax.core import Batch, PyTree
 from sftjax.models.encoder import Span
 from sftjax.models.head import FIRST_TOKEN, Head
-from sftjax.models.model import Model
+from sftjax.models.text_encoder import TextEncoder
 
 
 class Split(NamedTuple):
@@ -25,11 +25,11 @@ class Split(NamedTuple):
     """`(params, batch with "hidden", key) -> output`, what the whole model gives."""
 
 
-def split(model: Model, blocks: int) -> Split:
+def split(model: TextEncoder, blocks: int) -> Split:
     """Cut a model above its lowest blocks.
 
     Args:
-      model: from `build` or `hub.load`.
+      model: an encoder, from `build` or `hub.load`.
       blocks: how many go to the lower part; 0 leaves it the embeddings, all leave the upper part
         the head.
 

@@ -9,7 +9,7 @@ import sftjax
 from sftjax.core import Batch, PyTree
 from sftjax.data import cache_folder
 from sftjax.hub import LoadReport
-from sftjax.models import Model, split
+from sftjax.models import TextEncoder, split
 from sftjax.recipes.plan import rules_of
 from sftjax.recipes.streams import Stream, in_order
 from sftjax.recipes.text_rows import Rows
@@ -18,7 +18,9 @@ from sftjax.select import frozen_below, select
 from sftjax.train import keep_prefix, with_prefix
 
 
-def cut_of(model: Model, params: PyTree, new: tuple[str, ...], rules: list[Any]) -> int | None:
+def cut_of(
+    model: TextEncoder, params: PyTree, new: tuple[str, ...], rules: list[Any]
+) -> int | None:
     """Return how many of the lowest blocks no rules move, None if none.
 
     The last block stays above, since the head and the embeddings read different parts of it.
@@ -28,7 +30,7 @@ def cut_of(model: Model, params: PyTree, new: tuple[str, ...], rules: list[Any])
 
 
 def prefixed(
-    model: Model,
+    model: TextEncoder,
     params: PyTree,
     cut: int | None,
     rows: Rows,
@@ -67,7 +69,7 @@ NO_PREFIX = Prefix(None, lambda rows, stream: stream)
 
 
 def above_prefix(
-    model: Model,
+    model: TextEncoder,
     params: PyTree,
     report: LoadReport,
     training: Training,

@@ -9,7 +9,7 @@ import numpy as np
 from sftjax.core import Batch, Objective, PyTree, map_with_path
 from sftjax.data import Batches, bucket_lengths
 from sftjax.evaluate import predict
-from sftjax.models import Model, split
+from sftjax.models import TextEncoder, split
 from sftjax.objectives import Apply
 from sftjax.recipes.above_prefix import cut_of, prefixed
 from sftjax.recipes.methods import Parts
@@ -31,7 +31,7 @@ class ModelOutputs(NamedTuple):
 class Bench(NamedTuple):
     """A model, what is kept of its frozen prefix, and the rows it is measured on."""
 
-    model: Model
+    model: TextEncoder
     params: PyTree
     new: tuple[str, ...]
     cut: int | None
@@ -85,7 +85,7 @@ class Bench(NamedTuple):
 
 
 def bench_of(
-    model: Model,
+    model: TextEncoder,
     params: PyTree,
     new: Sequence[str],
     rules: Iterable[list[tuple[str, float]]],
@@ -120,6 +120,6 @@ def bench_of(
     )
 
 
-def _once(model: Model, params: PyTree, cut: int | None, rows: Rows) -> Stream:
+def _once(model: TextEncoder, params: PyTree, cut: int | None, rows: Rows) -> Stream:
     stream = in_order(rows)
     return Stream(stream.steps_per_epoch, prefixed(model, params, cut, rows, stream.at))

@@ -24,7 +24,7 @@ from sftjax.evaluate import (
     table,
     table_markdown,
 )
-from sftjax.hub import load, load_tokenizer
+from sftjax.hub import load_tokenizer
 from sftjax.models import Head
 from sftjax.objectives import classification
 from sftjax.recipes.bench import Bench, ModelOutputs, bench_of
@@ -35,6 +35,7 @@ from sftjax.recipes.mixing import mixed
 from sftjax.recipes.plan import pretrained, rules_of
 from sftjax.recipes.prepare import fitting, without_held
 from sftjax.recipes.run_folder import write_json, write_text
+from sftjax.recipes.text_models import load_encoder
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows, labels_of, read_splits
 from sftjax.recipes.training import Training
 from sftjax.train import claim
@@ -130,7 +131,7 @@ def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = print) ->
     if len(contenders) < len(job.methods):
         raise ValueError(f"a method stands twice in --methods {' '.join(job.methods)}")
     names = labels_of(data.train, job.columns, job.columns.labels, least=2).names
-    loaded = load(job.model, head=Head("sequence", names), key=jax.random.key(0))
+    loaded = load_encoder(job.model, head=Head("sequence", names), key=jax.random.key(0))
     tell(str(loaded.report))
     tokenizer = load_tokenizer(loaded.report.folder)
     columns = fitting(job.columns, loaded.model)

@@ -31,14 +31,15 @@ from sftjax.evaluate import (
     table,
     table_markdown,
 )
-from sftjax.hub import Data, LoadReport, Metric, Tokenizer, card_of, load, load_tokenizer, save
-from sftjax.models import Head, Model
+from sftjax.hub import Data, LoadReport, Metric, Tokenizer, card_of, load_tokenizer, save
+from sftjax.models import Head, TextEncoder
 from sftjax.objectives import classification
 from sftjax.recipes.finetune import finetune
 from sftjax.recipes.keeping import Embedder, Keeper, first
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.scoring import Scorer
 from sftjax.recipes.streams import in_order, shuffled
+from sftjax.recipes.text_models import load_encoder
 from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows, labels_of
 from sftjax.recipes.training import Training, Tuned
@@ -103,7 +104,7 @@ def demo(job: Demo, tell: Callable[[str], None] = print) -> dict[str, Row]:
     model_folder, archive = fetch("minilm-l6"), fetch("rated-sentences")
     builders = prepare_sentences(archive, configs=(HOME, *ELSEWHERE))
     head = Head("sequence", ("negative", "positive"))
-    model, params, report = load(model_folder, head=head, key=jax.random.key(job.seed))
+    model, params, report = load_encoder(model_folder, head=head, key=jax.random.key(job.seed))
     tokenizer = load_tokenizer(report.folder)
     tell(str(report))
 
@@ -207,7 +208,7 @@ def _table(results: dict[str, Row]) -> tuple[list[dict[str, Any]], list[str]]:
 
 def _write(
     job: Demo,
-    model: Model,
+    model: TextEncoder,
     report: LoadReport,
     tuned: dict[str, Tuned],
     results: dict[str, Row],

@@ -34,7 +34,8 @@ def inspect(job: Inspect) -> str:
     parts = [str(report), tree_text(params, job.depth)]
     for stack in stacks(params):
         parts.append(f"blocks: {stack.blocks[0]} ... {stack.blocks[-1]} ({len(stack.blocks)})")
-    parts.append(f"longest input: {model.max_length} tokens; head: {model.head.kind}")
+    longest = f"longest input: {model.max_length} tokens; " if model.max_length else ""
+    parts.append(f"{longest}head: {model.head.kind}")
     if job.train:
         chosen = select(params, Training(train=job.train).rules(), new=report.new)
         parts.append(str(describe(params, chosen, tx=optax.adamw(1e-4))))

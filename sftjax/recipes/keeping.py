@@ -13,7 +13,7 @@ from sftjax.core import PyTree
 from sftjax.data import Table, read
 from sftjax.evaluate import Retention, predict, retention
 from sftjax.hub import Tokenizer
-from sftjax.models import Model, split
+from sftjax.models import TextEncoder, split
 from sftjax.recipes.plan import pretrained
 from sftjax.recipes.streams import Stream, in_order
 from sftjax.recipes.text_parts import model_with
@@ -39,7 +39,7 @@ class Reference:
 class Embedder:
     """Mean-pooled embeddings of a model's trunk, compiled once a batch shape."""
 
-    def __init__(self, model: Model, cut: int | None = None, worn: Worn = PLAIN):
+    def __init__(self, model: TextEncoder, cut: int | None = None, worn: Worn = PLAIN):
         """Take the model whose trunk embeds; its head is left aside.
 
         With a `cut`, batches hold what the lowest blocks give (see `above_prefix`); with adapters,
@@ -108,7 +108,7 @@ class Keeper:
 
     def __init__(
         self,
-        model: Model,
+        model: TextEncoder,
         params: PyTree,
         new: Collection[str],
         rows: Rows,

@@ -14,7 +14,7 @@ import tyro
 from sftjax.core import PyTree, flatten
 from sftjax.data import read, splits
 from sftjax.evaluate import Interval, Retention, retention, table_markdown
-from sftjax.hub import Data, Loaded, Metric, card_of, load, load_tokenizer, save
+from sftjax.hub import Data, Metric, card_of, load_tokenizer, save
 from sftjax.models import Head
 from sftjax.recipes.keeping import Keeper
 from sftjax.recipes.mixing import TITLES, How, Mixed, mixed, read_how
@@ -23,6 +23,7 @@ from sftjax.recipes.prepare import fitting
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.scoring import Scorer, check_metric
 from sftjax.recipes.streams import in_order
+from sftjax.recipes.text_models import LoadedEncoder, load_encoder
 from sftjax.recipes.text_rows import PROBLEM_TYPES, Columns, Rows, encode_rows, labels_of
 from sftjax.recipes.training import LESS_IS_BETTER
 from sftjax.train import claim
@@ -73,9 +74,9 @@ def merge(job: Merge, tell: Callable[[str], None] = print) -> Merged:
     how = read_how(job.how, len(job.models))
     if how.name == "greedy" and job.data is None:
         raise ValueError("a greedy soup is chosen on labelled rows; give --data, or use uniform")
-    models = [load(folder) for folder in job.models]
+    models = [load_encoder(folder) for folder in job.models]
     head = models[0].model.head
-    base = load(job.base, head=head)
+    base = load_encoder(job.base, head=head)
     _check(job, base, models)
     new = tuple(base.report.new)
     tell(f"{how} of {len(models)}, on the base {base.report}")
@@ -118,7 +119,7 @@ def merge(job: Merge, tell: Callable[[str], None] = print) -> Merged:
     return Merged(found.params, found, metrics, held, job.output_dir)
 
 
-def _check(job: Merge, base: Loaded, models: Sequence[Loaded]) -> None:
+def _check(job: Merge, base: LoadedEncoder, models: Sequence[LoadedEncoder]) -> None:
     first, where = models[0], job.models[0]
     shapes = _shapes(first)
     tokenizer = _tokenizer(first)
@@ -154,11 +155,11 @@ def _check(job: Merge, base: Loaded, models: Sequence[Loaded]) -> None:
                 )
 
 
-def _shapes(loaded: Loaded) -> dict[str, tuple[int, ...]]:
+def _shapes(loaded: LoadedEncoder) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in flatten(loaded.params).items()}
 
 
-def _tokenizer(loaded: Loaded) -> str:
+def _tokenizer(loaded: LoadedEncoder) -> str:
     report = loaded.report
     return load_tokenizer(report.folder).sha256 if report.tokenizer_files else ""
 
@@ -176,7 +177,7 @@ def _task(head: Head) -> Any:
     return next(task for task, problem in PROBLEM_TYPES.items() if problem == head.problem_type)
 
 
-def _rows(job: Merge, loaded: Loaded) -> Rows:
+def _rows(job: Merge, loaded: LoadedEncoder) -> Rows:
     assert job.data is not None
     head = loaded.model.head
     columns = dataclasses.replace(fitting(job.columns, loaded.model), task=_task(head))
@@ -187,7 +188,7 @@ def _rows(job: Merge, loaded: Loaded) -> Rows:
     return encode_rows(table, columns, load_tokenizer(loaded.report.folder), labels)
 
 
-def _scorer(job: Merge, loaded: Loaded, rows: Rows) -> Scorer:
+def _scorer(job: Merge, loaded: LoadedEncoder, rows: Rows) -> Scorer:
     model = loaded.model
     return Scorer(
         jax.jit(lambda params, batch: model.apply(params, batch)),
@@ -219,8 +220,8 @@ def _tasting(job: Merge, found: Mixed) -> list[str]:
 def _write(
     job: Merge,
     how: How,
-    base: Loaded,
-    first: Loaded,
+    base: LoadedEncoder,
+    first: LoadedEncoder,
     rows: Rows | None,
     found: Mixed,
     metrics: dict[str, Interval | float],

@@ -260,7 +260,9 @@ def _distilled(
     return _none(s)._replace(
         objective=distill(s.parts.objective(s.parts.logits), of, weight),
         strength=weight,
-        wrap=lambda step: with_reference(step, lambda params, batch: before(params, batch, None), name),
+        wrap=lambda step: with_reference(
+            step, lambda params, batch: before(params, batch, None), name
+        ),
     )
 
 

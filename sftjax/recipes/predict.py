@@ -14,7 +14,8 @@ import tyro
 
 from sftjax.data import Table, read
 from sftjax.evaluate import predict, sigmoid, softmax, table, write_predictions
-from sftjax.hub import load, load_tokenizer
+from sftjax.hub import load_tokenizer
+from sftjax.recipes.text_models import load_encoder
 from sftjax.recipes.text_rows import Columns, encode_rows
 
 
@@ -52,7 +53,7 @@ def predict_text(job: Predict, tell: Callable[[str], None] = print) -> np.ndarra
     rows = (
         Table({job.column: list(job.text)}, name="--text") if job.data is None else read(job.data)
     )
-    model, params, report = load(job.model)
+    model, params, report = load_encoder(job.model)
     if model.head.kind != "sequence":
         raise ValueError(
             f"{job.model} has a {model.head.kind} head; predict needs one for whole texts"

@@ -11,11 +11,12 @@ import numpy as np
 
 from sftjax.core import Objective, PyTree
 from sftjax.data import Table, cache_folder, hold_out
-from sftjax.hub import LoadReport, load, load_tokenizer
-from sftjax.models import Head, Model
+from sftjax.hub import LoadReport, load_tokenizer
+from sftjax.models import Head, TextEncoder
 from sftjax.objectives import Apply, objective_of
 from sftjax.recipes.keeping import Reference, reference_rows
 from sftjax.recipes.methods import METHODS, parse
+from sftjax.recipes.text_models import load_encoder
 from sftjax.recipes.text_rows import (
     PROBLEM_TYPES,
     Columns,
@@ -63,7 +64,7 @@ class Classify:
 class Prepared(NamedTuple):
     """A job, read and tokenised; nothing is compiled yet."""
 
-    model: Model
+    model: TextEncoder
     params: PyTree
     report: LoadReport
     tokenizer: str
@@ -99,7 +100,7 @@ def prepare(job: Classify, tell: Callable[[str], None]) -> Prepared:
         tables, held_table = (held_from[0], tables[1]), held_from[1]
     labels = labels_of(tables[0], job.columns, job.columns.labels, least=2)
     kind, problem_type = "token" if task == "token" else "sequence", PROBLEM_TYPES[task]
-    model, params, report = load(
+    model, params, report = load_encoder(
         job.model,
         head=Head(kind, labels.names, problem_type),
         dtype=jnp.bfloat16 if job.training.bf16 else jnp.float32,
@@ -157,7 +158,7 @@ def without_held(table: Table, columns: Columns, fraction: float, seed: int) -> 
     return hold_out(table, fraction, seed + 1, stratify=stratify)
 
 
-def fitting(columns: Columns, model: Model) -> Columns:
+def fitting(columns: Columns, model: TextEncoder) -> Columns:
     """Keep `max_length` within what the model can read."""
     return dataclasses.replace(columns, max_length=min(columns.max_length, model.max_length))
 

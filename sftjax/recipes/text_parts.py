@@ -7,14 +7,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from sftjax.core import Batch, Objective, PyTree
-from sftjax.models import Head, Model, split
+from sftjax.models import Head, TextEncoder, split
 from sftjax.objectives import Apply
 from sftjax.recipes.methods import Parts
 from sftjax.recipes.streams import Stream
 
 
 def text_parts(
-    model: Model,
+    model: TextEncoder,
     objective: Callable[[Apply], Objective],
     *,
     cut: int | None = None,
@@ -48,7 +48,7 @@ def text_parts(
     )
 
 
-def model_with(model: Model, kind: str) -> Model:
+def model_with(model: TextEncoder, kind: str) -> TextEncoder:
     """Return the same trunk with a head that has no weights of its own."""
     head = Head(kind)
     return dataclasses.replace(model, head=head, module=model.module.clone(head=head))

@@ -10,7 +10,7 @@ import pytest
 
 from sftjax.adapters import Kind, Plan, attach, dora, ia3, lora, plan_adapter
 from sftjax.core import PyTree
-from sftjax.models import Head, Model, bert, build
+from sftjax.models import Head, TextEncoder, bert, build
 
 HEAD = ("classifier/kernel", "classifier/bias")
 
@@ -28,7 +28,7 @@ KINDS: dict[str, tuple[Kind, str | list[str]]] = {
 
 
 class Tiny(NamedTuple):
-    model: Model
+    model: TextEncoder
     params: PyTree
     batch: dict[str, jax.Array]
 

@@ -395,8 +395,8 @@ def _write_bert(folder, width, layers):
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {}
     for path, leaf in flatten(build(config, Head("hidden")).shapes()).items():
-        name, transposed = place(WEIGHT_MAPS["bert"], path)
-        tensors[name] = np.ones(leaf.shape[::-1] if transposed else leaf.shape, np.float32)
+        spot = place(WEIGHT_MAPS["bert"], path)
+        tensors[spot.tensor] = np.ones(spot.their_shape(leaf.shape), np.float32)
     save_file(tensors, folder / "model.safetensors")
 
 

@@ -39,9 +39,7 @@ def test_a_missing_prefix_and_old_names_mean_the_same(family):
     for names in (old, [name.removeprefix(table.trunk + ".") for name in old]):
         placed = place_all(table, names)
         assert placed.unknown == ()
-        assert {p: s.transposed for p, s in placed.places.items()} == {
-            p: s.transposed for p, s in full.items()
-        }
+        assert {p: s.axes for p, s in placed.places.items()} == {p: s.axes for p, s in full.items()}
     flax = place_paths(table, [path.removeprefix(table.trunk + "/") for path in full])
     assert flax.places.keys() == full.keys()
 
@@ -73,7 +71,7 @@ def test_an_alias_alone_stands_for_its_leaf():
 def test_an_untied_decoder_owns_its_kernel_and_the_bias_it_computes_with():
     names = ["lm_head.bias", "lm_head.decoder.weight", "lm_head.decoder.bias"]
     placed = place_all(WEIGHT_MAPS["roberta"], names, tied=False)
-    assert placed.places["lm_head/decoder/kernel"] == ("lm_head.decoder.weight", True)
+    assert placed.places["lm_head/decoder/kernel"] == ("lm_head.decoder.weight", (1, 0))
     assert placed.places["lm_head/bias"].tensor == "lm_head.decoder.bias"
     assert placed.aliases == {"lm_head.bias": "lm_head/bias"}
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from sftjax.core import flatten
-from sftjax.models import FAMILIES, Head, build
+from sftjax.models import Head, build
 from sftjax.models.head import KINDS
+from sftjax.models.text_encoder import ENCODERS
 
 WIDTH, TOKENS, VOCABULARY = 64, 10, 50
 SIZES = {
@@ -37,7 +38,7 @@ def batch(rows=2, **more):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_shapes(family, kind):
     if family == "distilbert" and kind == "pooled":
         with pytest.raises(ValueError, match="distilbert has no pooler"):
@@ -57,7 +58,7 @@ def test_shapes(family, kind):
         assert ("roberta" if "roberta" in family else family) in trunks
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=ENCODERS)
 def hidden(request):
     model = model_of(request.param)
     return model, model.init(jax.random.key(0)), jax.jit(model.apply)

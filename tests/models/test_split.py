@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sftjax.models import FAMILIES, Head, build, split
+from sftjax.models import Head, build, split
+from sftjax.models.text_encoder import ENCODERS
 
 TOKENS = 10
 SIZES = {
@@ -16,7 +17,7 @@ DISTILBERT = {
     "vocab_size": 50, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48,
     "max_position_embeddings": 14,
 }  # fmt: skip
-CASES = [(family, "sequence") for family in FAMILIES] + [
+CASES = [(family, "sequence") for family in ENCODERS] + [
     ("bert", "token"), ("bert", "masked-lm"), ("bert", "mean"),
 ]  # fmt: skip
 
@@ -55,7 +56,7 @@ def test_the_head_alone_needs_only_first_tokens():
     assert hidden.ndim == 2
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_first_tokens_alone_are_those_of_all(family):
     """The shortcut of the last block changes neither the value nor the gradient."""
     first, hidden = model_of(family, "first"), model_of(family, "hidden")

@@ -1,0 +1,23 @@
+"""What generating text needs of a model, whether it is a decoder alone or beside an encoder."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jax import Array
+
+from sftjax.core import Batch, PyTree
+
+Cache = PyTree
+"""What a decoder remembers of the tokens so far: keys, values, positions, the encoder's output.
+Every leaf has the rows of the batch as its first axis, so that beams are reordered by `take`."""
+
+
+class Decoder(NamedTuple):
+    """A model that gives one token after the other, as two pure functions."""
+
+    start: Callable[[PyTree, Batch, int], tuple[Array, Cache]]
+    """`(params, batch, new_tokens) -> (logits, cache)`: read the prompt (or the source and the
+    start token) and make room for so many further tokens; logits (B, V) float32 of the first."""
+    step: Callable[[PyTree, Array, Cache], tuple[Array, Cache]]
+    """`(params, tokens (B,) int32, cache) -> (logits, cache)`: take one token in each row; logits
+    (B, V) float32 of the next."""

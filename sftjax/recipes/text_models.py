@@ -1,0 +1,31 @@
+"""Checkpoints that the recipes for labelled text can use."""
+
+import os
+from typing import Any, NamedTuple
+
+from sftjax.core import PyTree
+from sftjax.hub import LoadReport, load
+from sftjax.models import TextEncoder
+
+
+class LoadedEncoder(NamedTuple):
+    """A pretrained encoder of text."""
+
+    model: TextEncoder
+    params: PyTree
+    report: LoadReport
+
+
+def load_encoder(name_or_folder: str | os.PathLike[str], **how: Any) -> LoadedEncoder:
+    """Load a checkpoint of an encoder of text; `hub.load` says how.
+
+    Raises:
+      ValueError: if the checkpoint is of another kind of model.
+    """
+    model, params, report = load(name_or_folder, **how)
+    if not isinstance(model, TextEncoder):
+        raise ValueError(
+            f"{name_or_folder} is a {model.family}, and this command reads text with an encoder "
+            "(bert, roberta, xlm-roberta, distilbert); choose a checkpoint of one of these"
+        )
+    return LoadedEncoder(model, params, report)
