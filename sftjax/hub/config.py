@@ -27,6 +27,8 @@ _SUFFIXES = {
     "ForConditionalGeneration": "seq2seq-lm",
     "T5WithLMHeadModel": "seq2seq-lm",
     "MTModel": "seq2seq-lm",
+    "ForCausalLM": "causal-lm",
+    "LMHeadModel": "causal-lm",
     "Model": "hidden",
 }
 _CLASSES = {
@@ -34,6 +36,7 @@ _CLASSES = {
     "token": "ForTokenClassification",
     "masked-lm": "ForMaskedLM",
     "seq2seq-lm": "ForConditionalGeneration",
+    "causal-lm": "ForCausalLM",
 }
 _HEAD_FIELD = "sftjax_head"  # which of the bare heads it is, where that is not "hidden"
 

@@ -67,7 +67,7 @@ def match(
     aliases = {
         name: path
         for name, path in placed.aliases.items()
-        if model.head.kind in ("masked-lm", "seq2seq-lm")
+        if model.head.kind in ("masked-lm", "seq2seq-lm", "causal-lm")
         and (tied or _equal(weights, name, found[path]))
     }
     ignored = tuple(name for name in placed.unknown if _allowed(name, ignore))

@@ -1,6 +1,7 @@
 """Models as Flax modules whose params have the checkpoint's own names; nothing about files."""
 
 from sftjax.models.architecture import Architecture
+from sftjax.models.causal_model import CausalModel
 from sftjax.models.head import Head
 from sftjax.models.model import FAMILIES, Model, build
 from sftjax.models.seq2seq import shift_right
@@ -11,6 +12,7 @@ from sftjax.models.text_encoder import TextEncoder
 __all__ = [
     "FAMILIES",
     "Architecture",
+    "CausalModel",
     "Head",
     "Model",
     "Seq2SeqModel",

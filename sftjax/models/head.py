@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 ENCODER_KINDS = ("sequence", "token", "masked-lm", "pooled", "first", "mean", "hidden")
 """The kinds that encoders of text have."""
-KINDS = (*ENCODER_KINDS, "seq2seq-lm")
+KINDS = (*ENCODER_KINDS, "seq2seq-lm", "causal-lm")
 PER_TOKEN = ("token", "masked-lm", "hidden")
 """The kinds with an output for each token; the others have one for each row."""
 FIRST_TOKEN = ("sequence", "pooled", "first")
@@ -23,7 +23,8 @@ class Head(NamedTuple):
     """`sequence`: logits (B, L) of a row; `token`: logits (B, T, L) of each token; `masked-lm`:
     logits (B, T, V); `pooled`: the pooler's embedding (B, D); `first` and `mean`: the first
     token and the mean (B, D) of the last hidden states; `hidden`: those states (B, T, D);
-    `seq2seq-lm`: logits (B, U, V) of an encoder-decoder's targets."""
+    `seq2seq-lm`: logits (B, U, V) of an encoder-decoder's targets; `causal-lm`: logits (B, T, V) of
+    each token's next."""
     labels: tuple[str, ...] = ()
     """Class names in the order of their ids (`sequence` and `token`)."""
     problem_type: str = "single_label_classification"

@@ -167,7 +167,9 @@ def build_encoder(config: Mapping[str, Any], head: Head, dtype: DTypeLike) -> Te
     architecture = family.read(config)
     check_head(head)
     if head.kind not in ENCODER_KINDS:
-        raise ValueError(f"a {name} is an encoder and has no head {head.kind!r}")
+        raise ValueError(
+            f"a {name} has no {head.kind!r} head; use one of {', '.join(ENCODER_KINDS)}"
+        )
     if head.kind == "pooled" and not family.has_pooler:
         raise ValueError(f"a {name} has no pooler; use the head 'mean' or 'hidden'")
     longest = architecture.max_positions
