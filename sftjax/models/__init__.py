@@ -1,9 +1,30 @@
-"""Encoders as Flax modules whose params have the checkpoint's own names; nothing about files."""
+"""Models as Flax modules whose params have the checkpoint's own names; nothing about files."""
 
 from sftjax.models.architecture import Architecture
 from sftjax.models.head import Head
+from sftjax.models.image_model import ImageModel
 from sftjax.models.model import FAMILIES, Model, build
 from sftjax.models.split import Split, split
+from sftjax.models.statistics import (
+    Policy,
+    statistics_of,
+    statistics_policy,
+    take_statistics,
+)
 from sftjax.models.text_encoder import TextEncoder
 
-__all__ = ["FAMILIES", "Architecture", "Head", "Model", "Split", "TextEncoder", "build", "split"]
+__all__ = [
+    "FAMILIES",
+    "Architecture",
+    "Head",
+    "ImageModel",
+    "Model",
+    "Policy",
+    "Split",
+    "TextEncoder",
+    "build",
+    "split",
+    "statistics_of",
+    "statistics_policy",
+    "take_statistics",
+]
