@@ -5,7 +5,8 @@ head of BERT's pretraining, a question-answering head): known, not loaded, repor
 """
 
 from sftjax.hub.encoder_names import ENCODERS
+from sftjax.hub.image_names import IMAGE_MODELS
 from sftjax.hub.names import WeightMap
 
-WEIGHT_MAPS: dict[str, WeightMap] = {**ENCODERS}
+WEIGHT_MAPS: dict[str, WeightMap] = {**ENCODERS, **IMAGE_MODELS}
 """`model_type` of the config -> its table."""

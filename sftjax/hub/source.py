@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from sftjax.hub.weights import INDEX, MSGPACK, SHARDS, SINGLE
+from sftjax.hub.weights import INDEX, MSGPACK, SHARDS, SINGLE, TORCH, TORCH_INDEX
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -18,6 +18,10 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 """What a tokenizer can consist of; a folder has some of them."""
+
+
+PROCESSOR = "preprocessor_config.json"
+"""How images are prepared for the model."""
 
 
 def find_folder(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
@@ -45,9 +49,11 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
             f"there is no folder {name}. Check the path; a model on the Hub is named like "
             "owner/model."
         )
-    fetched = _fetch(name, ["config.json", *TOKENIZER_FILES, SINGLE, INDEX, SHARDS, "README.md"])
+    fetched = _fetch(name, ["config.json", PROCESSOR, *TOKENIZER_FILES, SINGLE, INDEX, SHARDS, "README.md"])
     if not (fetched / SINGLE).is_file() and not (fetched / INDEX).is_file():
         fetched = _fetch(name, [MSGPACK])
+        if not (fetched / MSGPACK).is_file():
+            fetched = _fetch(name, [TORCH, TORCH_INDEX, "pytorch_model-*-of-*.bin"])
     return fetched
 
 

@@ -89,7 +89,7 @@ def statistics_policy(
     >>> params = {"norm": {"scale": 1, "bias": 2, "mean": 3, "var": 4}}
     >>> moves = {"norm": {"scale": True, "bias": True, "mean": False, "var": False}}
     >>> print(statistics_policy(params, moves))
-    batch norm: 2 statistics follow the batches (norm/mean, norm/var)
+    batch norm: 2 statistics follow the batches (norm)
     """
     moving = flatten(trainable)
     paths = statistics_of(params)
