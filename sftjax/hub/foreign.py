@@ -40,8 +40,10 @@ def _without_heads(name: str, array: np.ndarray) -> np.ndarray:
     if "MultiHeadDotProductAttention" not in name:
         return array
     if leaf == "kernel" and array.ndim == 3:
-        return array.reshape(-1, array.shape[-1]) if module == "out" else array.reshape(
-            array.shape[0], -1
+        return (
+            array.reshape(-1, array.shape[-1])
+            if module == "out"
+            else array.reshape(array.shape[0], -1)
         )
     return array.reshape(-1) if leaf == "bias" else array
 

@@ -77,7 +77,11 @@ def _with_positions(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if name.startswith("onnx::") and tensor.ndim == 3 and tensor.shape[::2] == token.shape[::2]
     }
     rows = [name for name, tensor in unnamed.items() if tensor.shape[1] == 1]
-    grids = [n for n, t in unnamed.items() if t.shape[1] > 1 and math.isqrt(t.shape[1]) ** 2 == t.shape[1]]
+    grids = [
+        n
+        for n, t in unnamed.items()
+        if t.shape[1] > 1 and math.isqrt(t.shape[1]) ** 2 == t.shape[1]
+    ]
     if len(rows) != 1 or len(grids) != 1:
         return tensors
     table = np.concatenate([tensors.pop(rows[0]), tensors.pop(grids[0])], axis=1)

@@ -49,7 +49,9 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
             f"there is no folder {name}. Check the path; a model on the Hub is named like "
             "owner/model."
         )
-    fetched = _fetch(name, ["config.json", PROCESSOR, *TOKENIZER_FILES, SINGLE, INDEX, SHARDS, "README.md"])
+    fetched = _fetch(
+        name, ["config.json", PROCESSOR, *TOKENIZER_FILES, SINGLE, INDEX, SHARDS, "README.md"]
+    )
     if not (fetched / SINGLE).is_file() and not (fetched / INDEX).is_file():
         fetched = _fetch(name, [MSGPACK])
         if not (fetched / MSGPACK).is_file():

@@ -32,7 +32,15 @@ _PARAMETER = "torch._utils _rebuild_parameter"
 _DICT = "collections OrderedDict"
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_STATE_DICTS = ("state_dict", "model_state_dict", "model", "module", "net", "params", "state_dict_ema")
+_STATE_DICTS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "net",
+    "params",
+    "state_dict_ema",
+)
 """Under which key a training checkpoint keeps its weights."""
 
 
@@ -153,9 +161,7 @@ def _read_legacy(path: pathlib.Path) -> tuple[Any, Callable[[_Storage], np.ndarr
     return content, lambda storage: arrays[storage.key]
 
 
-def _array(
-    name: str, tensor: _Tensor, numbers: Callable[[_Storage], np.ndarray]
-) -> np.ndarray:
+def _array(name: str, tensor: _Tensor, numbers: Callable[[_Storage], np.ndarray]) -> np.ndarray:
     values = numbers(tensor.storage)
     spans = [(n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)]
     last = tensor.offset + sum(spans)

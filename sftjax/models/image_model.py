@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -190,6 +191,10 @@ class ImageModel:
 
     def shapes(self) -> PyTree:
         """Return the params as `jax.ShapeDtypeStruct`s; nothing is allocated."""
+        return jax.tree.map(lambda shape: shape, self._shapes)  # a tree of the caller's own
+
+    @cached_property
+    def _shapes(self) -> PyTree:
         return jax.eval_shape(self.init, jax.random.key(0))
 
     def _inputs(self, batch: Batch) -> tuple[Array, tuple[int, int] | None]:

@@ -1,6 +1,6 @@
 """ResNet 18 to 152 (He et al. 2015, arXiv:1512.03385), with the stride where v1.5 has it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from sftjax.models.convolution import around, conv
 from sftjax.models.image_config import choice, known_activation, size, sizes
 from sftjax.models.level import at
 from sftjax.models.passage import Final, Passage
+
+Activation = Callable[[Array], Array]
 
 EPSILON, MOMENTUM = 1e-5, 0.1
 """Torch's defaults, which no config mentions."""
@@ -79,24 +81,25 @@ def blocks(a: ResNet, x: Array, passage: Passage, dtype: DTypeLike) -> Array:
     """Run stem and stages, and note their maps."""
     act = ACTIVATIONS[a.activation]
 
-    def normed(width: int, window: int, stride: int, active: bool, x: Array) -> Array:
+    def normed(width: int, window: int, stride: int, act: Activation | None, x: Array) -> Array:
         x = conv(width, window, stride, around(window), dtype, "convolution")(x)
         x = BatchNorm(EPSILON, MOMENTUM, dtype, name="normalization")(x)
-        return act(x) if active else x
+        return x if act is None else act(x)
 
+    # As in transformers, the config's activation is that of stem and sums; within a layer it is ReLU.
     def inner(width: int, stride: int, x: Array) -> Array:
         if a.bottleneck:
             first, second = (stride, 1) if a.stride_first else (1, stride)
-            x = at("0", normed, width // 4, 1, first, True, x)
-            x = at("1", normed, width // 4, 3, second, True, x)
-            return at("2", normed, width, 1, 1, False, x)
-        x = at("0", normed, width, 3, stride, True, x)
-        return at("1", normed, width, 3, 1, False, x)
+            x = at("0", normed, width // 4, 1, first, nn.relu, x)
+            x = at("1", normed, width // 4, 3, second, nn.relu, x)
+            return at("2", normed, width, 1, 1, None, x)
+        x = at("0", normed, width, 3, stride, nn.relu, x)
+        return at("1", normed, width, 3, 1, None, x)
 
     def layer(width: int, stride: int, x: Array) -> Array:
         y = at("layer", inner, width, stride, x)
         if x.shape[-1] != width or stride != 1:
-            x = at("shortcut", normed, width, 1, stride, False, x)
+            x = at("shortcut", normed, width, 1, stride, None, x)
         return act(x + y)
 
     def stage(number: int, x: Array) -> Array:
@@ -115,7 +118,7 @@ def blocks(a: ResNet, x: Array, passage: Passage, dtype: DTypeLike) -> Array:
         return x
 
     if not passage.given:
-        x = at("embedder/embedder", normed, a.stem, 7, 2, True, x)
+        x = at("embedder/embedder", normed, a.stem, 7, 2, act, x)
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
     return at("encoder/stages", stages, x)
 

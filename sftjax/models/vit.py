@@ -205,20 +205,21 @@ class ScaledLayer(nn.Module):
         y = Attention(a, self.dtype, name="attention")(y, rows)
         x_ND += self._branch(y, rows, "layer_scale1")
         y = LayerNorm(a.epsilon, self.dtype, name="norm2")(x_ND)
-        return x_ND + self._branch(at("mlp", self._mlp, y), rows, "layer_scale2")
-
-    def _mlp(self, y: Array) -> Array:
-        a = self.a
-        if not a.swiglu:
-            y = dense(a.intermediate_size, a, self.dtype, "fc1")(y)
-            return dense(a.hidden_size, a, self.dtype, "fc2")(ACTIVATIONS[a.activation](y))
-        y = dense(2 * a.intermediate_size, a, self.dtype, "weights_in")(y)
-        gate, up = jnp.split(y, 2, axis=-1)
-        return dense(a.hidden_size, a, self.dtype, "weights_out")(ACTIVATIONS["silu"](gate) * up)
+        return x_ND + self._branch(at("mlp", mlp, a, self.dtype, y), rows, "layer_scale2")
 
     def _branch(self, y: Array, rows: int, name: str) -> Array:
         y = Scale(self.a, name=name)(y)
         return DropPath(self.a.drop)(y.reshape(rows, -1)).reshape(y.shape)
+
+
+def mlp(a: ViT, dtype: DTypeLike, y: Array) -> Array:
+    """Return what the feed-forward half of a DINOv2 block adds, before its scale."""
+    if not a.swiglu:
+        y = dense(a.intermediate_size, a, dtype, "fc1")(y)
+        return dense(a.hidden_size, a, dtype, "fc2")(ACTIVATIONS[a.activation](y))
+    y = dense(2 * a.intermediate_size, a, dtype, "weights_in")(y)
+    gate, up = jnp.split(y, 2, axis=-1)
+    return dense(a.hidden_size, a, dtype, "weights_out")(ACTIVATIONS["silu"](gate) * up)
 
 
 def dense(width: int, a: ViT, dtype: DTypeLike, name: str, *, bias: bool = True) -> nn.Dense:
