@@ -12,17 +12,18 @@ from typing import Any
 from sftjax.hub.families import WEIGHT_MAPS
 from sftjax.hub.seq2seq_names import SEQ2SEQ
 from sftjax.models import Head
-from sftjax.models.head import KINDS
+from sftjax.models.head import IMAGE_KINDS, KINDS, LABELLED
 
-LABELLED = ("sequence", "token")
-"""Heads whose outputs have names."""
-BARE = ("pooled", "first", "mean", "hidden")
+BARE = ("pooled", "first", "mean", "hidden", "features", "map")
 """Heads without weights of their own: transformers has one class for all of them."""
 
 _SUFFIXES = {
     "ForSequenceClassification": "sequence",
     "ForTokenClassification": "token",
     "ForMaskedLM": "masked-lm",
+    "ForImageClassification": "image",
+    "ForImageClassificationWithTeacher": "image",
+    "ForSemanticSegmentation": "segment",
     "ForPreTraining": "masked-lm",
     "ForConditionalGeneration": "seq2seq-lm",
     "T5WithLMHeadModel": "seq2seq-lm",
@@ -37,8 +38,12 @@ _CLASSES = {
     "masked-lm": "ForMaskedLM",
     "seq2seq-lm": "ForConditionalGeneration",
     "causal-lm": "ForCausalLM",
+    "image": "ForImageClassification",
+    "segment": "ForSemanticSegmentation",
 }
+_KINDS = tuple(dict.fromkeys((*KINDS, *IMAGE_KINDS)))
 _HEAD_FIELD = "sftjax_head"  # which of the bare heads it is, where that is not "hidden"
+_STAGE_FIELD = "sftjax_stage"  # from which stage of the trunk, where that is not the last
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -149,15 +154,16 @@ def choose_head(
             )
         return head
     other = "seq2seq-lm" if config.get("model_type") in SEQ2SEQ else "hidden"
-    kind = head or config.get(_HEAD_FIELD) or (stored if stored in KINDS else other)
-    if kind not in KINDS:
-        raise ValueError(f"head {kind!r} is not known. Choose one of {', '.join(KINDS)}.")
+    kind = head or config.get(_HEAD_FIELD) or (stored if stored in _KINDS else other)
+    if kind not in _KINDS:
+        raise ValueError(f"head {kind!r} is not known. Choose one of {', '.join(_KINDS)}.")
     if kind not in LABELLED:
         if labels or problem_type:
             raise ValueError(
-                f'a {kind!r} head has no labels; pass head="sequence" or head="token" with them.'
+                f'a {kind!r} head has no labels; pass head="sequence" or head="token" (of '
+                'images "image" or "segment") with them.'
             )
-        return Head(kind)
+        return Head(kind, stage=config.get(_STAGE_FIELD, "") if head is None else "")
     if not labels:
         if stored not in (kind, None) or (stored is None and "id2label" not in config):
             raise ValueError(
@@ -167,7 +173,7 @@ def choose_head(
             )
         labels = stored_labels(config)
         problem_type = problem_type or config.get("problem_type")
-    one_number = kind == "sequence" and len(labels) == 1
+    one_number = kind in ("sequence", "image") and len(labels) == 1
     default = "regression" if one_number else "single_label_classification"
     return Head(kind, tuple(labels), problem_type or default)
 
@@ -184,14 +190,17 @@ def describe(config: Mapping[str, Any], head: Head, *, dtype: str, mixed: bool) 
     new = dict(config)
     new["architectures"] = [class_name(config, head.kind)]
     new.pop(_HEAD_FIELD, None)
+    new.pop(_STAGE_FIELD, None)
     if head.kind in BARE and head.kind != "hidden":
         new[_HEAD_FIELD] = head.kind
+    if head.stage:
+        new[_STAGE_FIELD] = head.stage
     if head.kind in LABELLED:
         new["id2label"] = {str(index): label for index, label in enumerate(head.labels)}
         new["label2id"] = {label: index for index, label in enumerate(head.labels)}
         if "num_labels" in config:
             new["num_labels"] = len(head.labels)
-    if head.kind == "sequence":
+    if head.kind in ("sequence", "image"):
         new["problem_type"] = head.problem_type
     fields = [field for field in ("torch_dtype", "dtype") if new.get(field)]
     if mixed and not fields:

@@ -6,8 +6,9 @@ head of BERT's pretraining, a question-answering head): known, not loaded, repor
 
 from sftjax.hub.decoder_names import DECODERS
 from sftjax.hub.encoder_names import ENCODERS
+from sftjax.hub.image_names import IMAGE_MODELS
 from sftjax.hub.names import WeightMap
 from sftjax.hub.seq2seq_names import SEQ2SEQ
 
-WEIGHT_MAPS: dict[str, WeightMap] = {**ENCODERS, **SEQ2SEQ, **DECODERS}
+WEIGHT_MAPS: dict[str, WeightMap] = {**ENCODERS, **SEQ2SEQ, **DECODERS, **IMAGE_MODELS}
 """`model_type` of the config -> its table."""

@@ -1,7 +1,9 @@
 """`load`: a checkpoint's folder or name -> a model, its params, and an account of both."""
 
+import json
 import os
-from collections.abc import Callable, Sequence
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +16,13 @@ from sftjax.adapters.quantize import fits
 from sftjax.adapters.quantize import quantize as quantized
 from sftjax.core import PyTree, flatten, unflatten
 from sftjax.hub.config import choose_head, read_config
+from sftjax.hub.fitting import fitted
 from sftjax.hub.matching import Match, match
+from sftjax.hub.recognise import recognise
 from sftjax.hub.report import LoadReport
 from sftjax.hub.seq2seq_names import settled
-from sftjax.hub.source import find_folder, tokenizer_files
-from sftjax.hub.weights import Weights, open_weights
+from sftjax.hub.source import PROCESSOR, find_folder, tokenizer_files
+from sftjax.hub.weights import Weights, open_file, open_weights
 from sftjax.models import Head, Model, build
 
 
@@ -33,6 +37,7 @@ class Loaded(NamedTuple):
 def load(
     name_or_folder: str | os.PathLike[str],
     *,
+    config: Mapping[str, Any] | None = None,
     head: Head | str | None = None,
     labels: Sequence[str] = (),
     problem_type: str | None = None,
@@ -44,10 +49,19 @@ def load(
 ) -> Loaded:
     """Load a checkpoint of the Hub's layout, leaf by leaf from the mapped file.
 
+    A folder without a config.json, or a single file (`.pth`, `.bin`, `.npz`, `.onnx`, ...), is
+    read where the names of its tensors say what it is: a ResNet or VGG of torchvision's, an
+    EfficientNet of EfficientNet-PyTorch's, a ConvNeXt or vision transformer of timm's, an augreg
+    ViT. No file is ever run: pickles are read by a reader that knows tensors and nothing else.
+
     Args:
-      name_or_folder: a local folder, or a repository on the Hub.
-      head: which head to put on the encoder: "sequence", "token", "masked-lm", "pooled", "first",
-        "mean", "hidden", a `Head`, or None for the one the checkpoint was saved with.
+      name_or_folder: a local folder, a file of weights, or a repository on the Hub.
+      config: fields that replace those of the config.json, or the whole of it where there is none.
+        `{"num_channels": 1}` reads grey images with a trunk made for colour, and another
+        `image_size` interpolates a transformer's positions once and for all.
+      head: which head to put on the trunk: of text "sequence", "token", "masked-lm", "pooled",
+        "first", "mean", "hidden"; of images "image", "features", "map", "segment", "hidden"; a
+        `Head`, or None for the one the checkpoint was saved with.
       labels: class names in id order. Where they are not those of the checkpoint's own head, its
         last layer is new; transformers' placeholders (`LABEL_0`) are simply given names.
       problem_type: "single_label_classification", "multi_label_classification" or "regression".
@@ -66,18 +80,22 @@ def load(
       ValueError: if a file is damaged, or tensors are missing, unexpected or misshapen: all of them
         in one message.
     """
-    folder = find_folder(name_or_folder)
-    config = read_config(folder)
-    chosen = choose_head(config, head, labels, problem_type)
-    weights = open_weights(folder)
-    config = settled(config, weights.tensors)
-    model = build(config, chosen, dtype=dtype)
+    file = pathlib.Path(name_or_folder).expanduser()
+    folder = file.parent if file.is_file() else find_folder(name_or_folder)
+    weights = open_file(file) if file.is_file() else None
+    if weights is None and not (folder / "config.json").is_file():
+        weights = open_weights(folder)
+    described, processor = _settle(folder, weights, config or {})
+    chosen = choose_head(described, head, labels, problem_type)
+    weights = weights or open_weights(folder)
+    described = settled(described, weights.tensors)
+    model = build(described, chosen, dtype=dtype)
     labels_given = isinstance(head, Head) or bool(labels)
     matched = match(model, weights, labels_given=labels_given, ignore=ignore)
     report = LoadReport(
         source=os.fspath(name_or_folder),
         folder=folder,
-        config=config,
+        config=described,
         weights=weights,
         names={path: spot.tensor for path, spot in matched.found.items()},
         dtypes={p: weights.tensors[s.tensor].dtype.name for p, s in matched.found.items()},
@@ -87,9 +105,34 @@ def load(
         aliases=matched.aliases,
         buffers=matched.buffers,
         tokenizer_files=tokenizer_files(folder),
+        fitted=matched.fitted,
+        layout=matched.layout,
+        processor=processor,
     )
     params = _fill(model, weights, matched, key, param_dtype, _keeper(quantize))
     return Loaded(model, params, report)
+
+
+def _settle(
+    folder: pathlib.Path, weights: Weights | None, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the config and how images are prepared: as the files say, or the weights' names."""
+    processor = None
+    if (folder / PROCESSOR).is_file():
+        try:
+            processor = json.loads((folder / PROCESSOR).read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{folder / PROCESSOR} is not valid JSON: {error}. Mend it there, or copy the file "
+                "again."
+            ) from error
+    if not (folder / "config.json").is_file() and weights is not None:
+        known = recognise(weights.tensors)
+        if known is not None and given.get("model_type") in (None, known.config["model_type"]):
+            return {**known.config, **given}, processor or known.processor
+        if "model_type" in given:
+            return dict(given), processor
+    return {**read_config(folder), **given}, processor
 
 
 def _fill(
@@ -101,6 +144,7 @@ def _fill(
     keep: Callable[[str, np.ndarray], Any],
 ) -> PyTree:
     leaves: dict[str, Any] = {}
+    shapes = flatten(model.shapes()) if matched.fitted else {}
     if matched.new:
         # Compiled, so that the leaves which come from the file are never made.
         initialise = jax.jit(lambda key: {p: flatten(model.init(key))[p] for p in matched.new})
@@ -108,6 +152,8 @@ def _fill(
             leaves[path] = leaf if param_dtype is None else leaf.astype(param_dtype)
     for path, spot in matched.found.items():
         values = spot.ours(weights.tensors[spot.tensor])
+        if path in matched.fitted:
+            values = fitted(np.asarray(values), shapes[path].shape)
         leaves[path] = keep(path, np.asarray(values, dtype=param_dtype, order="C"))
         weights.release(spot.tensor)
     return unflatten(leaves)

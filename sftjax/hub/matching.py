@@ -14,6 +14,7 @@ import numpy as np
 from sftjax.core import flatten, matches
 from sftjax.hub.config import LABELLED, stored_kind, stored_labels
 from sftjax.hub.families import WEIGHT_MAPS
+from sftjax.hub.fitting import can_fit
 from sftjax.hub.names import Place, Placed, WeightMap, place_all, place_paths
 from sftjax.hub.report import some
 from sftjax.hub.tensor_files import FLOATS
@@ -38,6 +39,10 @@ class Match(NamedTuple):
     """Tensors of other heads."""
     ignored: tuple[str, ...]
     """Unknown tensors that the caller allowed."""
+    fitted: tuple[str, ...] = ()
+    """Paths of leaves that were made for another input (see `fitting`)."""
+    layout: str = "hub"
+    """Whose names the file has."""
 
 
 def match(
@@ -58,10 +63,7 @@ def match(
     table = WEIGHT_MAPS[model.family]
     shapes: dict[str, jax.ShapeDtypeStruct] = flatten(model.shapes())
     tied = _tied(table, shapes)
-    if weights.format == "msgpack":
-        placed = place_paths(table, weights.tensors)
-    else:
-        placed = place_all(table, weights.tensors, tied=tied)
+    placed, layout = _placed(table, weights, shapes, tied)
     fresh = _fresh(model, table, weights, placed, shapes, labels_given)
     found = {path: p for path, p in placed.places.items() if path in shapes and path not in fresh}
     aliases = {
@@ -69,6 +71,12 @@ def match(
         for name, path in placed.aliases.items()
         if model.head.kind in ("masked-lm", "seq2seq-lm", "causal-lm")
         and (tied or _equal(weights, name, found[path]))
+    }
+    fits = {
+        path
+        for path, spot in found.items()
+        if (has := spot.ours(weights.tensors[spot.tensor]).shape) != shapes[path].shape
+        and can_fit(path, table.pixels, has, shapes[path].shape)
     }
     ignored = tuple(name for name in placed.unknown if _allowed(name, ignore))
     absent = [path for path in shapes if path not in found]
@@ -78,7 +86,7 @@ def match(
     faults = [
         *_missing(missing),
         *_unexpected(unexpected),
-        *_misshapen(weights, found, shapes),
+        *_misshapen(weights, {p: spot for p, spot in found.items() if p not in fits}, shapes),
         *_quantized(weights, found),
         *_parted(weights, found, aliases),
     ]
@@ -90,7 +98,19 @@ def match(
         )
     spoken_for = {p.tensor for p in found.values()} | {*aliases, *placed.buffers, *placed.unknown}
     unused = tuple(name for name in weights.tensors if name not in spoken_for)
-    return Match(found, tuple(absent), aliases, placed.buffers, unused, ignored)
+    return Match(
+        found, tuple(absent), aliases, placed.buffers, unused, ignored, tuple(sorted(fits)), layout
+    )
+
+
+def _placed(
+    table: WeightMap, weights: Weights, shapes: Mapping[str, Any], tied: bool
+) -> tuple[Placed, str]:
+    """Read the file's names by the layout that leaves the fewest names and leaves over."""
+    if weights.format == "msgpack":
+        return place_paths(table, weights.tensors), table.layout
+    read = [(place_all(t, weights.tensors, tied=tied), t.layout) for t in (table, *table.others)]
+    return min(read, key=lambda one: len(one[0].unknown) + len(shapes.keys() - one[0].places))
 
 
 def _tied(table: WeightMap, shapes: Mapping[str, Any]) -> bool:
@@ -176,7 +196,8 @@ def _misshapen(
 
 
 def _quantized(weights: Weights, found: Mapping[str, Place]) -> list[str]:
-    dtypes = {name: weights.tensors[name].dtype.name for name, _ in found.values()}
+    names = [spot.tensor for spot in found.values()]
+    dtypes = {name: weights.tensors[name].dtype.name for name in names}
     lines = [f"{name} is {dtype}" for name, dtype in dtypes.items() if dtype not in FLOATS]
     if not lines:
         return []

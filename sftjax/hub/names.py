@@ -1,11 +1,14 @@
 """A weight map is a table: the tensor's name in torch, the leaf's path here, and how to turn it.
 
 The same rows are read from left to right by `load` and from right to left by `save`. `{}` stands
-for a block's number. A row carries the values over as they are, or with their axes in another
-order, because torch keeps a linear layer as (out, in) and Flax as (in, out).
+for a block's number; a number that is written out stands for itself. A row carries the values
+over as they are, or with their axes in another order, because torch keeps a linear layer as
+(out, in) and Flax as (in, out), or takes one of several equal parts, because some layouts keep
+query, key and value in one tensor.
 
 >>> dense("bert.pooler.dense")[0]
-Row(tensor='bert.pooler.dense.weight', path='bert/pooler/dense/kernel', axes=(1, 0), legacy='')
+Row(tensor='bert.pooler.dense.weight', path='bert/pooler/dense/kernel', axes=(1, 0), legacy='',
+    part=(0, 1))
 """
 
 import re
@@ -28,6 +31,8 @@ class Row(NamedTuple):
     """The tensor's axes in our order; empty where that is theirs."""
     legacy: str = ""
     """The tensor's name in files written before 2019 (`gamma`, `beta`)."""
+    part: tuple[int, int] = (0, 1)
+    """Which of how many equal parts of the tensor's first axis the leaf is."""
 
 
 class WeightMap(NamedTuple):
@@ -46,6 +51,12 @@ class WeightMap(NamedTuple):
     """Head kind -> the layer whose size is the number of labels, or that of the vocabulary."""
     classes: Mapping[str, str] = {}
     """Head kind -> how the name of its class ends, where that is not the usual ending."""
+    layout: str = "hub"
+    """What the table is called; only the Hub's own is written."""
+    others: "tuple[WeightMap, ...]" = ()
+    """Other layouts of the same family's files, which are read."""
+    pixels: str = ""
+    """Path of the kernel that reads the images, (H, W, C, D)."""
 
 
 class Place(NamedTuple):
@@ -53,18 +64,24 @@ class Place(NamedTuple):
 
     tensor: str
     axes: tuple[int, ...] = ()
+    part: tuple[int, int] = (0, 1)
 
     def ours(self, values: np.ndarray) -> np.ndarray:
         """Return a tensor's values as the leaf has them, a view."""
+        number, count = self.part
+        if count > 1:
+            length = values.shape[0] // count
+            values = values[number * length : (number + 1) * length]
         return values.transpose(self.axes) if self.axes else values
 
     def theirs(self, values: np.ndarray) -> np.ndarray:
-        """Return a leaf's values as the tensor has them, a view."""
+        """Return a leaf's values as the tensor (or its part) has them, a view."""
         return values.transpose(np.argsort(self.axes)) if self.axes else values
 
     def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the tensor's shape for a leaf's."""
-        return tuple(shape[axis] for axis in np.argsort(self.axes)) if self.axes else shape
+        theirs = tuple(shape[axis] for axis in np.argsort(self.axes)) if self.axes else shape
+        return (theirs[0] * self.part[1], *theirs[1:]) if self.part[1] > 1 else theirs
 
 
 class Placed(NamedTuple):
@@ -97,6 +114,20 @@ def norm(module: str) -> tuple[Row, ...]:
     )
 
 
+def convolution(module: str, *, bias: bool = False) -> tuple[Row, ...]:
+    """Rows of a convolution of images: (out, in, height, width) <-> (height, width, in, out)."""
+    path = module.replace(".", "/")
+    rows = (Row(f"{module}.weight", f"{path}/kernel", axes=(2, 3, 1, 0)),)
+    return (*rows, Row(f"{module}.bias", f"{path}/bias")) if bias else rows
+
+
+def batch_norm(module: str) -> tuple[Row, ...]:
+    """Rows of a batch norm, running statistics and all; its counter is a buffer."""
+    path = module.replace(".", "/")
+    names = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+    return tuple(Row(f"{module}.{theirs}", f"{path}/{ours}") for theirs, ours in names.items())
+
+
 def embedding(module: str) -> tuple[Row, ...]:
     """Row of an embedding table: `weight` <-> `embedding`."""
     return (Row(f"{module}.weight", module.replace(".", "/") + "/embedding"),)
@@ -115,11 +146,12 @@ def place(weights: WeightMap, path: str) -> Place:
 
     >>> table = WeightMap("Bert", "bert", dense("bert.encoder.layer.{}.output.dense"))
     >>> place(table, "bert/encoder/layer/11/output/dense/kernel")
-    Place(tensor='bert.encoder.layer.11.output.dense.weight', axes=(1, 0))
+    Place(tensor='bert.encoder.layer.11.output.dense.weight', axes=(1, 0), part=(0, 1))
     """
-    template, numbers = _template(path)
-    row = {row.path: row for row in weights.rows}[template]
-    return Place(row.tensor.format(*numbers), row.axes)
+    for row in weights.rows:
+        if (numbers := fit(row.path, path)) is not None:
+            return Place(row.tensor.format(*numbers), row.axes, row.part)
+    raise KeyError(path)
 
 
 def place_all(weights: WeightMap, tensors: Iterable[str], *, tied: bool = True) -> Placed:
@@ -136,27 +168,29 @@ def place_all(weights: WeightMap, tensors: Iterable[str], *, tied: bool = True) 
     >>> table = WeightMap("Bert", "bert", norm("bert.embeddings.LayerNorm"))
     >>> place_all(table, ["embeddings.LayerNorm.gamma"]).places
     {'bert/embeddings/LayerNorm/scale': Place(tensor='embeddings.LayerNorm.gamma',
-                                              axes=())}
+                                              axes=(), part=(0, 1))}
     """
     rows = {row.tensor: row for row in weights.rows}
     ties = {a: rows[b].path for a, b in weights.ties if tied or a not in rows}
-    rows |= {row.legacy: row for row in weights.rows if row.legacy}
+    known = _Index((row.tensor, row) for row in weights.rows)
+    known.extend((row.legacy, row) for row in weights.rows if row.legacy)
+    buffered = _Index((buffer, Row(buffer, "")) for buffer in weights.buffers)
     places: dict[str, Place] = {}
     aliases: dict[str, str] = {}
     buffers: list[str] = []
     unknown: list[str] = []
     for name in tensors:
-        known = (name, f"{weights.trunk}.{name}")
-        full = next((n for n in known if n in ties or _template(n)[0] in weights.buffers), None)
-        row, numbers = _row(rows, known)
+        names = (name, f"{weights.trunk}.{name}")
+        full = next((n for n in names if n in ties), None)
+        found = known.find(names)
         if full in ties:
             aliases[name] = ties[full]
-        elif full is not None:
+        elif buffered.find(names):
             buffers.append(name)
-        elif row is None or (path := row.path.format(*numbers)) in places:
+        elif not found or any(path in places for path, _ in found):
             unknown.append(name)
         else:
-            places[path] = Place(name, row.axes)
+            places.update((path, Place(name, row.axes, row.part)) for path, row in found)
     for name, path in list(aliases.items()):
         # An untied decoder computes with its own bias, and `predictions.bias` is the idle copy.
         if not tied or path not in places:
@@ -172,27 +206,54 @@ def place_paths(weights: WeightMap, paths: Iterable[str]) -> Placed:
 
     >>> table = WeightMap("Bert", "bert", dense("bert.pooler.dense"))
     >>> place_paths(table, ["pooler/dense/kernel"]).places
-    {'bert/pooler/dense/kernel': Place(tensor='pooler/dense/kernel', axes=())}
+    {'bert/pooler/dense/kernel': Place(tensor='pooler/dense/kernel', axes=(), part=(0, 1))}
     """
-    rows = {row.path: row for row in weights.rows}
+    known = _Index((row.path, row) for row in weights.rows)
     places: dict[str, Place] = {}
     unknown: list[str] = []
     for name in paths:
-        row, numbers = _row(rows, (name, f"{weights.trunk}/{name}"))
-        if row is None or (path := row.path.format(*numbers)) in places:
+        found = known.find((name, f"{weights.trunk}/{name}"))
+        if not found or found[0][0] in places:
             unknown.append(name)
         else:
-            places[path] = Place(name)
+            places[found[0][0]] = Place(name)
     return Placed(places, {}, (), tuple(unknown))
 
 
-def _row(rows: Mapping[str, Row], names: Iterable[str]) -> tuple[Row | None, list[str]]:
-    for name in names:
-        template, numbers = _template(name)
-        if template in rows:
-            return rows[template], numbers
-    return None, []
+def fit(pattern: str, name: str) -> list[str] | None:
+    """Return the numbers that stand for the `{}` of a pattern, or None if it is another name.
+
+    >>> fit("layer.{}.conv.1", "layer.4.conv.1"), fit("layer.{}.conv.1", "layer.4.conv.2")
+    (['4'], None)
+    """
+    expression = re.escape(pattern).replace(r"\{\}", r"(\d+)")
+    found = re.fullmatch(expression, name)
+    return None if found is None else list(found.groups())
 
 
-def _template(name: str) -> tuple[str, list[str]]:
-    return _NUMBER.sub("{}", name), _NUMBER.findall(name)
+class _Index:
+    """Rows by their names, with the numbers that stand in both left out."""
+
+    def __init__(self, rows: Iterable[tuple[str, Row]]):
+        self._rows: dict[str, list[tuple[str, Row]]] = {}
+        self.extend(rows)
+
+    def extend(self, rows: Iterable[tuple[str, Row]]) -> None:
+        for pattern, row in rows:
+            self._rows.setdefault(_template(pattern), []).append((pattern, row))
+
+    def find(self, names: Iterable[str]) -> list[tuple[str, Row]]:
+        """Return (path, row) of every row for the first of the names that is known."""
+        for name in names:
+            found = [
+                (row.path.format(*numbers), row)
+                for pattern, row in self._rows.get(_template(name), ())
+                if (numbers := fit(pattern, name)) is not None
+            ]
+            if found:
+                return found
+        return []
+
+
+def _template(name: str) -> str:
+    return _NUMBER.sub("{}", name)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sftjax.hub.weights import Weights
+from sftjax.models.image_model import IMAGE_FAMILIES
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,16 @@ class LoadReport:
     """Tensors that are not weights (`position_ids`)."""
     tokenizer_files: tuple[str, ...]
     """The tokenizer's files in the folder."""
+    fitted: tuple[str, ...] = ()
+    """Paths of leaves that were made for another number of channels or grid of patches."""
+    layout: str = "hub"
+    """Whose names the file has: the Hub's, or another collection's."""
+    processor: Mapping[str, Any] | None = None
+    """How images are prepared, as a preprocessor_config.json has it; None where nobody says."""
 
     @property
     def format(self) -> str:
-        """ "safetensors", "sharded safetensors" or "msgpack"."""
+        """ "safetensors", "sharded safetensors", "msgpack", "torch", "npz" or "onnx"."""
         return self.weights.format
 
     @property
@@ -68,6 +75,10 @@ class LoadReport:
         """Return a tensor of the file (for safetensors a mapped view, no copy)."""
         return self.weights.tensors[name]
 
+    @property
+    def _of_images(self) -> bool:
+        return self.config["model_type"] in IMAGE_FAMILIES
+
     def facts(self) -> dict[str, Any]:
         """Return what is worth keeping beside a run, as plain JSON values."""
         return {
@@ -81,6 +92,8 @@ class LoadReport:
             "ignored": list(self.ignored),
             "aliases": dict(self.aliases),
             "buffers": list(self.buffers),
+            "layout": self.layout,
+            "fitted": list(self.fitted),
             "dtypes": dict(Counter(self.dtypes.values())),
         }
 
@@ -97,10 +110,13 @@ class LoadReport:
             ("ignored as asked", self.ignored),
             ("tied", tuple(self.aliases)),
             ("kept as buffers", self.buffers),
+            ("made for another input", self.fitted),
         ):
             if names:
                 parts.append(f"{len(names)} {what} ({some(names)})")
-        missing = "" if self.tokenizer_files else "; no tokenizer in the folder"
+        if self.layout != "hub":
+            parts.append(f"named as in {self.layout}, saved as on the Hub")
+        missing = "" if self.tokenizer_files or self._of_images else "; no tokenizer in the folder"
         return "; ".join(parts) + missing + "."
 
 

@@ -19,9 +19,10 @@ from sftjax.core import PyTree, flatten
 from sftjax.hub.card import Card, card_of, render
 from sftjax.hub.config import BARE, architecture, class_name, describe
 from sftjax.hub.families import WEIGHT_MAPS
-from sftjax.hub.names import WeightMap, place, place_paths
+from sftjax.hub.image_names import COUNTER
+from sftjax.hub.names import WeightMap, fit, place, place_paths
 from sftjax.hub.report import LoadReport, some
-from sftjax.hub.source import companions, tokenizer_files
+from sftjax.hub.source import PROCESSOR, companions, tokenizer_files
 from sftjax.hub.tensor_files import FLOATS
 from sftjax.hub.weights import MAX_SHARD_SIZE, write_bytes, write_text, write_weights
 from sftjax.models import Model
@@ -86,6 +87,8 @@ def save(
         source = pathlib.Path(home or "") / name
         if source.resolve() != (folder / name).resolve():
             write_bytes(folder / name, source.read_bytes())
+    if report is not None and report.processor is not None:
+        write_text(folder / PROCESSOR, json.dumps(report.processor, indent=2) + "\n")
     write_text(folder / "README.md", text)
     return folder
 
@@ -109,7 +112,9 @@ def _tensors(
 ) -> dict[str, np.ndarray]:
     table = WEIGHT_MAPS[model.family]
     bare = model.head.kind in BARE
-    same = report is not None and _same_class(model, report)
+    # Another collection's names are read and never written: the Hub's tools know only its own.
+    ours = report is not None and report.layout == table.layout
+    same = ours and _same_class(model, report)
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in leaves.items():
         spot = place(table, path)
@@ -119,7 +124,7 @@ def _tensors(
             values = _as_stored(values, path, report)
             name = report.names[path] if same and report.mapped else name
         tensors[name] = values
-    if report is not None:
+    if report is not None and ours:
         carried = {
             name if same and report.mapped else spelled(table, name, bare): report.tensor(name)
             for name in report.buffers
@@ -128,7 +133,16 @@ def _tensors(
             carried |= _other_heads(table, report, bare)
             carried |= {name: tensors[report.names[path]] for name, path in report.aliases.items()}
         tensors = carried | tensors  # a layer made anew replaces the one it was loaded beside
-    return tensors | _untied(table, leaves, tensors)
+    return tensors | _untied(table, leaves, tensors) | _counters(tensors)
+
+
+def _counters(
+    tensors: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """The counters beside running statistics, 0 where the file had none; torch asks for them."""
+    names = (name.removesuffix("running_var") + COUNTER for name in tensors
+             if name.endswith(".running_var"))  # fmt: skip
+    return {name: np.zeros((), np.int64) for name in names if name not in tensors}
 
 
 def _same_class(model: Model, report: LoadReport) -> bool:
@@ -143,9 +157,8 @@ def spelled(table: WeightMap, name: str, bare: bool) -> str:
     prefix = f"{table.trunk}."
     if bare:
         return name.removeprefix(prefix)
-    of_trunk = any(row.tensor == prefix + name for row in table.rows) or prefix + name in (
-        table.buffers
-    )
+    patterns = (*(row.tensor for row in table.rows), *table.buffers)
+    of_trunk = any(fit(pattern, prefix + name) is not None for pattern in patterns)
     return prefix + name if of_trunk else name
 
 

@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from sftjax.hub.weights import INDEX, MSGPACK, SHARDS, SINGLE
+from sftjax.hub.weights import INDEX, MSGPACK, SHARDS, SINGLE, TORCH, TORCH_INDEX
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -21,6 +21,10 @@ TOKENIZER_FILES = (
 
 COMPANIONS = ("generation_config.json",)
 """What else lies beside the weights and goes with them."""
+
+
+PROCESSOR = "preprocessor_config.json"
+"""How images are prepared for the model."""
 
 
 def find_folder(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
@@ -48,10 +52,12 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
             f"there is no folder {name}. Check the path; a model on the Hub is named like "
             "owner/model."
         )
-    beside = ("config.json", *TOKENIZER_FILES, *COMPANIONS, "README.md")
+    beside = ("config.json", PROCESSOR, *TOKENIZER_FILES, *COMPANIONS, "README.md")
     fetched = _fetch(name, [*beside, SINGLE, INDEX, SHARDS])
     if not (fetched / SINGLE).is_file() and not (fetched / INDEX).is_file():
         fetched = _fetch(name, [MSGPACK])
+        if not (fetched / MSGPACK).is_file():
+            fetched = _fetch(name, [TORCH, TORCH_INDEX, "pytorch_model-*-of-*.bin"])
     return fetched
 
 

@@ -1,7 +1,8 @@
-"""The weights of a model folder, whichever of the Hub's three layouts they come in.
+"""The weights of a model folder, whichever of the Hub's layouts they come in.
 
-`model.safetensors`; `model.safetensors.index.json` with the shards it names; or the old
-`flax_model.msgpack`. Written is always the first or, above a size, the second.
+`model.safetensors`; `model.safetensors.index.json` with the shards it names; the old
+`flax_model.msgpack`; torch's `pytorch_model.bin`, whole or in shards; or a single file of another
+collection (see `foreign`). Written is always the first or, above a size, the second.
 """
 
 import hashlib
@@ -17,11 +18,14 @@ import flax.serialization
 import numpy as np
 
 from sftjax.core import flatten
+from sftjax.hub.foreign import READERS, sha256_of
 from sftjax.hub.tensor_files import TensorFile, write_tensor_file
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARDS = "model-*-of-*.safetensors"
+TORCH = "pytorch_model.bin"
+TORCH_INDEX = "pytorch_model.bin.index.json"
 MSGPACK = "flax_model.msgpack"
 MAX_SHARD_SIZE = 5_000_000_000
 """Bytes; what transformers wrote until version 5, and small enough to move around."""
@@ -31,10 +35,10 @@ class Weights(NamedTuple):
     """A folder's tensors, opened."""
 
     format: str
-    """"safetensors", "sharded safetensors" or "msgpack"."""
+    """"safetensors", "sharded safetensors", "msgpack", "torch", "npz" or "onnx"."""
     files: tuple[pathlib.Path, ...]
     tensors: dict[str, np.ndarray]
-    """Read-only views of the mapped files; for msgpack, arrays in memory."""
+    """Read-only views of the mapped files; of other formats, arrays in memory."""
     release: Callable[[str], None]
     """Say that a tensor has been copied and its memory may go."""
     digests: Callable[[], dict[str, str]]
@@ -55,19 +59,73 @@ def open_weights(folder: str | os.PathLike[str]) -> Weights:
         return _open_sharded(folder / INDEX)
     if (folder / MSGPACK).is_file():
         return _open_msgpack(folder / MSGPACK)
+    if (folder / TORCH).is_file():
+        return open_file(folder / TORCH)
+    if (folder / TORCH_INDEX).is_file():
+        return _open_torch_shards(folder / TORCH_INDEX)
     present = sorted(path.name for path in folder.iterdir())
-    if any(name.startswith("pytorch_model") for name in present):
+    known = [name for name in present if pathlib.Path(name).suffix in READERS]
+    if len(known) == 1:
+        return open_file(folder / known[0])
+    if known:
         raise FileNotFoundError(
-            f"{folder} holds its weights as a torch pickle (pytorch_model*.bin), which can run code"
-            " when opened and is not read here. Convert it once where torch is installed: python -c"
-            " \"from transformers import AutoModel as A; A.from_pretrained('FOLDER')"
-            ".save_pretrained('FOLDER')\" writes model.safetensors (use the class named in "
-            "config.json's architectures to keep its head)."
+            f"{folder} holds several files of weights ({', '.join(known[:12])}); pass the path of "
+            "the one that is meant"
         )
     raise FileNotFoundError(
         f"{folder} holds no weights: expected {SINGLE}, {INDEX} or {MSGPACK}, found "
         f"{', '.join(present[:12]) or 'nothing'}. Point at the folder that has them, or fetch the "
         "checkpoint again."
+    )
+
+
+def open_file(path: str | os.PathLike[str]) -> Weights:
+    """Open a single file of weights, of any format that is read.
+
+    Raises:
+      ValueError: if the suffix is of no known format, or the file is damaged.
+    """
+    path = pathlib.Path(path)
+    if path.suffix == ".safetensors":
+        return _join("safetensors", [TensorFile(path)])
+    if path.suffix == ".msgpack":
+        return _open_msgpack(path)
+    if path.suffix not in READERS:
+        known = ", ".join((".safetensors", ".msgpack", *READERS))
+        raise ValueError(f"{path} has none of the suffixes of weight files: {known}")
+    name, read = READERS[path.suffix]
+    return _in_memory(name, {path: read(path)})
+
+
+def _open_torch_shards(index_path: pathlib.Path) -> Weights:
+    try:
+        names = sorted(set(json.loads(index_path.read_text("utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{index_path} is not an index of shards ({error!r}): expected a JSON object with "
+            "weight_map. Copy it again from where the weights came from."
+        ) from error
+    folder = index_path.parent
+    if not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.bin", name) for name in names):
+        raise ValueError(f"{index_path}: weight_map must name .bin files beside the index")
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise FileNotFoundError(
+            f"{index_path} names {len(absent)} of {len(names)} shards that are not in the folder: "
+            f"{', '.join(absent[:8])}. Fetch them from where the others came from."
+        )
+    _, read = READERS[".bin"]
+    return _in_memory("torch", {folder / name: read(folder / name) for name in names})
+
+
+def _in_memory(name: str, files: Mapping[pathlib.Path, dict[str, np.ndarray]]) -> Weights:
+    tensors = {tensor: array for content in files.values() for tensor, array in content.items()}
+    return Weights(
+        format=name,
+        files=tuple(files),
+        tensors=tensors,
+        release=lambda tensor: None,
+        digests=lambda: {path.name: sha256_of(path) for path in files},
     )
 
 

@@ -3,10 +3,17 @@
 from sftjax.models.architecture import Architecture
 from sftjax.models.causal_model import CausalModel
 from sftjax.models.head import Head
+from sftjax.models.image_model import ImageModel
 from sftjax.models.model import FAMILIES, Model, build
 from sftjax.models.seq2seq import shift_right
 from sftjax.models.seq2seq_model import Seq2SeqModel
 from sftjax.models.split import Split, split
+from sftjax.models.statistics import (
+    Policy,
+    statistics_of,
+    statistics_policy,
+    take_statistics,
+)
 from sftjax.models.text_encoder import TextEncoder
 
 __all__ = [
@@ -14,11 +21,16 @@ __all__ = [
     "Architecture",
     "CausalModel",
     "Head",
+    "ImageModel",
     "Model",
+    "Policy",
     "Seq2SeqModel",
     "Split",
     "TextEncoder",
     "build",
     "shift_right",
     "split",
+    "statistics_of",
+    "statistics_policy",
+    "take_statistics",
 ]

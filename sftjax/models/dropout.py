@@ -33,6 +33,29 @@ class Dropout(nn.Module):
         return jnp.where(keep, x * jnp.asarray(65536 / kept, x.dtype), 0)
 
 
+class DropPath(nn.Module):
+    """Drop a residual branch of whole examples (stochastic depth, Huang et al. 2016).
+
+    As `Dropout`, but one draw decides for a row.
+    """
+
+    rate: float
+    """Probability that a row's branch is zero, in [0, 1)."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Return `x`, (B, ...), with rows dropped.
+
+        >>> DropPath(0.5).apply({}, jnp.ones((2, 3))).tolist()
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+        """
+        if self.rate == 0.0 or not self.has_rng("dropout"):
+            return x
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, shape)
+        return jnp.where(keep, x / jnp.asarray(1.0 - self.rate, x.dtype), 0)
+
+
 def _random_halves(key: Array, shape: tuple[int, ...]) -> Array:
     """Return uniform 16-bit integers, two from each 32-bit word: half the cost of a mask on CPU."""
     *rows, width = shape

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from sftjax.core import Batch, PyTree
 from sftjax.models.causal_model import DECODERS, build_decoder
 from sftjax.models.head import Head
+from sftjax.models.image_model import IMAGE_FAMILIES, build_image_model
 from sftjax.models.seq2seq_model import SEQ2SEQ, build_seq2seq
 from sftjax.models.text_encoder import ENCODERS, build_encoder
 
@@ -57,6 +58,7 @@ FAMILIES: dict[str, Build] = {
     **dict.fromkeys(ENCODERS, build_encoder),
     **dict.fromkeys(SEQ2SEQ, build_seq2seq),
     **dict.fromkeys(DECODERS, build_decoder),
+    **dict.fromkeys(IMAGE_FAMILIES, build_image_model),
 }
 """`model_type` of a config -> how to build it."""
 

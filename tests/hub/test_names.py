@@ -71,7 +71,7 @@ def test_an_alias_alone_stands_for_its_leaf():
 def test_an_untied_decoder_owns_its_kernel_and_the_bias_it_computes_with():
     names = ["lm_head.bias", "lm_head.decoder.weight", "lm_head.decoder.bias"]
     placed = place_all(WEIGHT_MAPS["roberta"], names, tied=False)
-    assert placed.places["lm_head/decoder/kernel"] == ("lm_head.decoder.weight", (1, 0))
+    assert placed.places["lm_head/decoder/kernel"] == Place("lm_head.decoder.weight", (1, 0))
     assert placed.places["lm_head/bias"].tensor == "lm_head.decoder.bias"
     assert placed.aliases == {"lm_head.bias": "lm_head/bias"}
 

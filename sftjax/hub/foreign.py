@@ -1,0 +1,64 @@
+"""Weights in other formats than the Hub's: torch's pickles, NumPy archives, ONNX graphs.
+
+They are read into memory at once; what is written is always safetensors.
+"""
+
+import hashlib
+import pathlib
+import zipfile
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from sftjax.hub.onnx_files import read_onnx_file
+from sftjax.hub.torch_files import read_torch_file
+
+Tensors = dict[str, np.ndarray]
+
+
+def read_npz_file(path: pathlib.Path) -> Tensors:
+    """Return the arrays of a `.npz` by name, with `.` where the archive has `/`.
+
+    Attention of vision_transformer's files is kept by heads there; it is flattened here.
+
+    Raises:
+      ValueError: if the archive is damaged, or holds objects, which are pickles and not read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name.replace("/", "."): archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is not a whole archive of plain arrays ({error}). Download or copy it again, "
+            "and compare its size and sha256 with the source's"
+        ) from error
+    return {name: _without_heads(name, array) for name, array in arrays.items()}
+
+
+def _without_heads(name: str, array: np.ndarray) -> np.ndarray:
+    *_, module, leaf = ("", *name.split("."))
+    if "MultiHeadDotProductAttention" not in name:
+        return array
+    if leaf == "kernel" and array.ndim == 3:
+        return (
+            array.reshape(-1, array.shape[-1])
+            if module == "out"
+            else array.reshape(array.shape[0], -1)
+        )
+    return array.reshape(-1) if leaf == "bias" else array
+
+
+READERS: Mapping[str, tuple[str, Callable[[pathlib.Path], Tensors]]] = {
+    ".pth": ("torch", read_torch_file),
+    ".pt": ("torch", read_torch_file),
+    ".bin": ("torch", read_torch_file),
+    ".npz": ("npz", read_npz_file),
+    ".onnx": ("onnx", read_onnx_file),
+}
+"""Suffix -> name of the format, and its reader."""
+
+
+def sha256_of(path: pathlib.Path) -> str:
+    """Return the sha256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,39 @@
+"""A light decoder of dense maps, for any trunk: a class for every pixel."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+WIDTH = 64
+"""Channels of the decoder."""
+
+
+class Decoder(nn.Module):
+    """Bring the maps of several stages to one width and size, add them up, and classify.
+
+    The top-down half of a feature pyramid (Lin et al. 2016, arXiv:1612.03144) without its outputs
+    at every level: `sum_s resize(conv1x1(map_s))`, a 3x3 convolution, a 1x1 classifier, and a
+    bilinear resize to the size of the images.
+    """
+
+    classes: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, maps: list[Array], size: tuple[int, int]) -> Array:
+        """Return (B, H, W, L) float32 logits from maps (B, h, w, C), the largest first."""
+        largest = max((m.shape[1:3] for m in maps), key=lambda shape: shape[0] * shape[1])
+        total = None
+        for level, x in enumerate(maps):
+            x = nn.Conv(WIDTH, (1, 1), dtype=self.dtype, name=f"lateral_{level}_")(x)
+            x = _resize(x, largest)
+            total = x if total is None else total + x
+        x = nn.Conv(WIDTH, (3, 3), dtype=self.dtype, name="smooth")(nn.relu(total))
+        x = nn.Conv(self.classes, (1, 1), dtype=jnp.float32, name="classifier")(nn.relu(x))
+        return _resize(x.astype(jnp.float32), size)
+
+
+def _resize(x: Array, size: tuple[int, ...]) -> Array:
+    return jax.image.resize(x, (len(x), *size, x.shape[-1]), "bilinear")
