@@ -43,6 +43,7 @@ from sftjax.recipes.text_models import load_encoder
 from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows, labels_of
 from sftjax.recipes.training import Training, Tuned
+from sftjax.recipes.worn import told_of, wear
 from sftjax.train import compile_step, fit, init, make_step
 
 HOME = "movie"
@@ -58,8 +59,10 @@ class Demo:
     """The run's folder: model, metrics, report, plots."""
     dose: float = 2.0
     """How strongly the anchored run is held to the pretrained weights."""
-    train: tuple[str, ...] = ("last:2",)
-    """What moves, in both runs."""
+    train: tuple[str, ...] = ()
+    """What moves, in both runs; last:2, or with an adapter what is new."""
+    adapter: tuple[str, ...] = ()
+    """Adapters beside the weights, in both runs, as for `classify` (lora:r=8)."""
     learning_rate: float = 3e-4
     """Peak learning rate, in both runs."""
     num_train_epochs: float = 1.0
@@ -107,6 +110,14 @@ def demo(job: Demo, tell: Callable[[str], None] = print) -> dict[str, Row]:
     model, params, report = load_encoder(model_folder, head=head, key=jax.random.key(job.seed))
     tokenizer = load_tokenizer(report.folder)
     tell(str(report))
+    worn = wear(job.adapter, params, report.new, jax.random.key(job.seed))
+    if not worn.mergeable:
+        raise ValueError(
+            f"the demo compares weights, and {' '.join(job.adapter)} cannot be merged into any; "
+            "take one that can (lora, dora, ia3), or `sftjax classify`"
+        )
+    for text in told_of(worn, params):
+        tell(text)
 
     train = _rows(first(read(builders[HOME], "train"), job.train_rows), tokenizer)
     tests = {
@@ -131,21 +142,25 @@ def demo(job: Demo, tell: Callable[[str], None] = print) -> dict[str, Row]:
     for name, dose in (("without anchor", 0.0), ("with anchor", job.dose)):
         training = Training(
             train=job.train,
+            adapter=job.adapter,
+            anchor="l2-sp",
             dose=dose,
             learning_rate=job.learning_rate,
             num_train_epochs=job.num_train_epochs,
             seed=job.seed,
         )
         tuned[name] = finetune(
-            params,
-            report.new,
-            text_parts(model, classification),
+            worn.params,
+            worn.new,
+            worn.parts(text_parts(model, classification)),
             shuffled(train, training.rows, job.seed),
             training,
             title=name,
+            held=worn.held,
             tell=tell if dose else lambda _: None,
         )
-        weights = tuned[name].params
+        weights = worn.weights(tuned[name].params)
+        tuned[name] = tuned[name]._replace(params=weights)
         found = {domain: _accuracy(scorers[domain], weights) for domain in tests}
         results[name] = Row(found, keeper.kept(weights))
         tell(f"{name}: {results[name].kept}\n")
@@ -224,7 +239,7 @@ def _write(
             Metric("accuracy", interval.value, interval.low, interval.high, name)
             for name, interval in kept.accuracy.items()
         ),
-        trained=", ".join(job.train),
+        trained=", ".join(row.rule for row in run.description.rows if row.rate),
         anchored=f"decoupled L2-SP, dose {job.dose:g} (strength {run.strength:.4g})",
     )
     save(folder / "model", model, run.params, report=report, card=card)
