@@ -1,4 +1,4 @@
-"""Rows of any usual chat format as conversations: messages, ShareGPT, prompt and completion, Alpaca.
+"""Rows of any usual chat format (messages, ShareGPT, prompt/completion, Alpaca) as conversations.
 
 Which format a row has is found from its own columns, and every row must have the first one's.
 """
@@ -224,8 +224,9 @@ def _content(content: Any, number: int, what: str) -> str:
         return content
     if isinstance(content, Sequence):
         parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        if all(isinstance(part, str) for part in parts):
-            return "".join(parts)
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) == len(parts):
+            return "".join(texts)
     raise ValueError(
         f"message {number} of {what} has a content that is not text ({type(content).__name__}); "
         "pictures and sounds are not read here"

@@ -163,7 +163,7 @@ class ChatBatches:
 
 
 def best_fit(lengths: np.ndarray, room: int) -> list[list[int]]:
-    """Put rows into as few bins as best-fit decreasing finds: the longest first, where least is left.
+    """Put rows into bins by best-fit decreasing: the longest first, each where least is left.
 
     Args:
       lengths: (N,) tokens of each row, at most `room`.

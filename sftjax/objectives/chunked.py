@@ -244,7 +244,7 @@ def _forward(setting: _Setting, inputs: _Inputs, tokens: tuple[Array]) -> tuple[
         chosen = chosen + jnp.where(here, found, 0.0)
         sums = sums + jnp.where(fresh, z, 0.0).sum(-1)
         if teacher:
-            z0 = _slice(setting, *teacher, start, size)[1]
+            z0 = _slice(setting, teacher[0], teacher[1], start, size)[1]
             higher0 = jnp.maximum(top0, jnp.where(fresh, z0, -jnp.inf).max(-1))
             new0 = jnp.where(fresh, jnp.exp(z0 - higher0[:, None]), 0.0)
             shrink = jnp.exp(top0 - higher0)
@@ -291,7 +291,7 @@ def _backward(
         dz += by_chosen[:, None] * (labels[:, None] == start + jnp.arange(size))
         dz += by_mean[:, None] * setting.scale
         if teacher:
-            z0 = _slice(setting, *teacher, start, size)[1]
+            z0 = _slice(setting, teacher[0], teacher[1], start, size)[1]
             dz -= by_kl[:, None] * jnp.exp(z0 - log_sum0[:, None])
         dz = jnp.where(fresh, dz * slope, 0.0).astype(hidden.dtype)
         d_hidden += jnp.einsum("nv,vd->nd", dz, part, preferred_element_type=jnp.float32)

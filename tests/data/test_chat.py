@@ -119,7 +119,7 @@ def test_a_template_that_fails_and_roles_that_must_alternate_name_the_row():
     assert learned(encoded([fine], strict)) == "b<|im_end|>"
     with pytest.raises(ValueError, match=r"row 2: .*\(user, user, assistant\): roles must alter"):
         encoded([fine, wrong], strict)
-    with pytest.raises(ValueError, match="row 1: .*not valid Jinja"):
+    with pytest.raises(ValueError, match=r"row 1: .*not valid Jinja"):
         encoded([fine], "{% for %}")
     with pytest.raises(ValueError, match=r"row 1: the chat template fails .* no attribute 'name'"):
         encoded([fine], "{{ messages[0].name.first }}")

@@ -151,7 +151,7 @@ def test_with_an_adapter_the_teacher_is_the_same_weights_at_scale_zero():
     batch = batch_of([7, 4], 8)
     assert float(objective(joined, {}, batch, None)[1].metrics["base_kl"].sum) < 1e-5
     joined["adapter"]["mix"]["lora_b"] += 0.5
-    loss, aux = objective(joined, {}, batch, None)
+    _, aux = objective(joined, {}, batch, None)
     assert float(aux.metrics["base_kl"].sum) > 1e-2
     # The pull comes back through the adapter alone.
     grads = jax.grad(lambda p: objective(p, {}, batch, None)[1].metrics["base_kl"].sum)(joined)

@@ -3,8 +3,8 @@
     pip install torch==2.13.0 trl==1.16.0 datasets gguf   # in an environment of its own
     python tests/parity/make_chat_goldens.py [SmolLM2-135M-Instruct.gguf]
 
-Takes about a minute. Writes tests/parity/chat/: the rows, a small tokenizer, a tiny random Llama and
-ids, trained tokens and losses by TRL; with the GGUF file also ids by SmolLM2's tokenizer.
+Takes about a minute. Writes tests/parity/chat/: the rows, a small tokenizer, a tiny
+random Llama, and ids, trained tokens and losses by TRL; with the GGUF file also ids by SmolLM2's tokenizer.
 """
 
 import json
