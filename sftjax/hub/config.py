@@ -23,12 +23,15 @@ _SUFFIXES = {
     "ForTokenClassification": "token",
     "ForMaskedLM": "masked-lm",
     "ForPreTraining": "masked-lm",
+    "ForCausalLM": "causal-lm",
+    "LMHeadModel": "causal-lm",
     "Model": "hidden",
 }
 _CLASSES = {
     "sequence": "ForSequenceClassification",
     "token": "ForTokenClassification",
     "masked-lm": "ForMaskedLM",
+    "causal-lm": "ForCausalLM",
 }
 _HEAD_FIELD = "sftjax_head"  # which of the bare heads it is, where that is not "hidden"
 
@@ -199,4 +202,5 @@ def class_name(config: Mapping[str, Any], kind: str) -> str:
     stored = stored_kind(config)
     if (stored == kind or (stored == "hidden" and kind in BARE)) and (name := architecture(config)):
         return name
-    return WEIGHT_MAPS[config["model_type"]].stem + _CLASSES.get(kind, "Model")
+    table = WEIGHT_MAPS[config["model_type"]]
+    return table.stem + table.classes.get(kind, _CLASSES.get(kind, "Model"))

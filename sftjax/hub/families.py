@@ -4,8 +4,9 @@ A row whose path the model does not have belongs to another head of the family (
 head of BERT's pretraining, a question-answering head): known, not loaded, reported.
 """
 
+from sftjax.hub.decoder_names import DECODERS
 from sftjax.hub.encoder_names import ENCODERS
 from sftjax.hub.names import WeightMap
 
-WEIGHT_MAPS: dict[str, WeightMap] = {**ENCODERS}
+WEIGHT_MAPS: dict[str, WeightMap] = {**ENCODERS, **DECODERS}
 """`model_type` of the config -> its table."""

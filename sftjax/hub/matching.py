@@ -67,7 +67,8 @@ def match(
     aliases = {
         name: path
         for name, path in placed.aliases.items()
-        if model.head.kind == "masked-lm" and (tied or _equal(weights, name, found[path]))
+        if model.head.kind in ("masked-lm", "causal-lm")
+        and (tied or _equal(weights, name, found[path]))
     }
     ignored = tuple(name for name in placed.unknown if _allowed(name, ignore))
     absent = [path for path in shapes if path not in found]

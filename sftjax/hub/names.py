@@ -41,9 +41,11 @@ class WeightMap(NamedTuple):
     ties: tuple[tuple[str, str], ...] = ()
     """(alias, tensor that it repeats when the config ties them)."""
     buffers: tuple[str, ...] = ()
-    """Tensors that are not weights; kept, and written back."""
+    """Tensors that are not weights; kept, and written back. `{}` stands for a block's number."""
     output: Mapping[str, str] = {}
     """Head kind -> the layer whose size is the number of labels."""
+    classes: Mapping[str, str] = {}
+    """Head kind -> how its class in transformers ends, where it is not the usual word."""
 
 
 class Place(NamedTuple):
@@ -145,7 +147,7 @@ def place_all(weights: WeightMap, tensors: Iterable[str], *, tied: bool = True) 
     unknown: list[str] = []
     for name in tensors:
         known = (name, f"{weights.trunk}.{name}")
-        full = next((n for n in known if n in ties or n in weights.buffers), None)
+        full = next((n for n in known if n in ties or _template(n)[0] in weights.buffers), None)
         row, numbers = _row(rows, known)
         if full in ties:
             aliases[name] = ties[full]

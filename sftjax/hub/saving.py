@@ -21,7 +21,7 @@ from sftjax.hub.config import BARE, architecture, class_name, describe
 from sftjax.hub.families import WEIGHT_MAPS
 from sftjax.hub.names import WeightMap, place, place_paths
 from sftjax.hub.report import LoadReport, some
-from sftjax.hub.source import tokenizer_files
+from sftjax.hub.source import companions, tokenizer_files
 from sftjax.hub.tensor_files import FLOATS
 from sftjax.hub.weights import MAX_SHARD_SIZE, write_bytes, write_text, write_weights
 from sftjax.models import Model
@@ -45,7 +45,8 @@ def save(
       params: every leaf of the model.
       report: of the `load` that the params came from; gives names, dtypes, buffers, ties and, where
         the kind of head is the same, the tensors the model does not use.
-      tokenizer_from: a folder whose tokenizer files are copied; `report.folder` if None.
+      tokenizer_from: a folder whose tokenizer files (chat template and generation_config.json among
+        them) are copied; `report.folder` if None.
       card: what the README says; a short one from the report if None.
       max_shard_size: bytes above which the weights are cut into several files.
 
@@ -78,7 +79,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(folder, tensors, max_shard_size)
     write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    for name in copied:
+    for name in (*copied, *(companions(origin) if origin is not None else ())):
         source = pathlib.Path(origin or "") / name
         if source.resolve() != (folder / name).resolve():
             write_bytes(folder / name, source.read_bytes())

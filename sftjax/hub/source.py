@@ -19,6 +19,9 @@ TOKENIZER_FILES = (
 )
 """What a tokenizer can consist of; a folder has some of them."""
 
+COMPANIONS = ("generation_config.json",)
+"""What else lies beside the weights and goes with them."""
+
 
 def find_folder(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
     """Return the local folder of a checkpoint, fetching it from the Hub if it is not one already.
@@ -45,7 +48,8 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
             f"there is no folder {name}. Check the path; a model on the Hub is named like "
             "owner/model."
         )
-    fetched = _fetch(name, ["config.json", *TOKENIZER_FILES, SINGLE, INDEX, SHARDS, "README.md"])
+    beside = ("config.json", *TOKENIZER_FILES, *COMPANIONS, "README.md")
+    fetched = _fetch(name, [*beside, SINGLE, INDEX, SHARDS])
     if not (fetched / SINGLE).is_file() and not (fetched / INDEX).is_file():
         fetched = _fetch(name, [MSGPACK])
     return fetched
@@ -53,7 +57,16 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
 
 def tokenizer_files(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     """Return the names of the tokenizer's files that a folder has."""
-    return tuple(name for name in TOKENIZER_FILES if (pathlib.Path(folder) / name).is_file())
+    return _those_in(folder, TOKENIZER_FILES)
+
+
+def companions(folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Return the names of what else goes with the weights, as far as a folder has it."""
+    return _those_in(folder, COMPANIONS)
+
+
+def _those_in(folder: str | os.PathLike[str], names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if (pathlib.Path(folder) / name).is_file())
 
 
 def _fetch(name: str, patterns: list[str]) -> pathlib.Path:

@@ -1,9 +1,20 @@
-"""Encoders as Flax modules whose params have the checkpoint's own names; nothing about files."""
+"""Encoders and decoders as Flax modules whose params have the checkpoint's own names; nothing about files."""
 
 from sftjax.models.architecture import Architecture
+from sftjax.models.causal_model import CausalModel
 from sftjax.models.head import Head
 from sftjax.models.model import FAMILIES, Model, build
 from sftjax.models.split import Split, split
 from sftjax.models.text_encoder import TextEncoder
 
-__all__ = ["FAMILIES", "Architecture", "Head", "Model", "Split", "TextEncoder", "build", "split"]
+__all__ = [
+    "FAMILIES",
+    "Architecture",
+    "CausalModel",
+    "Head",
+    "Model",
+    "Split",
+    "TextEncoder",
+    "build",
+    "split",
+]

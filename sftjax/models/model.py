@@ -8,6 +8,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from sftjax.core import Batch, PyTree
+from sftjax.models.causal_model import DECODERS, build_decoder
 from sftjax.models.head import Head
 from sftjax.models.text_encoder import ENCODERS, build_encoder
 
@@ -53,6 +54,7 @@ Build = Callable[[Mapping[str, Any], Head, DTypeLike], Model]
 
 FAMILIES: dict[str, Build] = {
     **dict.fromkeys(ENCODERS, build_encoder),
+    **dict.fromkeys(DECODERS, build_decoder),
 }
 """`model_type` of a config -> how to build it."""
 
