@@ -17,7 +17,7 @@ from sftjax.adapters.kind import tree_at
 from sftjax.adapters.on_quantized import on_quantized
 from sftjax.adapters.plan import Plan, attach
 from sftjax.adapters.quantize import dequantize_tree
-from sftjax.core import Aux, Batch, Loss, Objective, PyTree
+from sftjax.core import Aux, Batch, Loss, Objective, PyTree, flatten
 
 REFERENCE_LOGITS = "reference_logits"
 
@@ -134,6 +134,32 @@ def linear_leaves(params: PyTree, plan: Plan) -> list[str]:
         for name in kind.linear
         if kind.starts_at_base and name in tree_at(params["adapter"], site.path)
     ]
+
+
+def held_leaves(params: PyTree, plan: Plan) -> list[str]:
+    r"""Return the paths of leaves whose decoupled pull to their start pulls the change back.
+
+    Those of `linear_leaves`, exactly; and both factors of a LoRA that starts elsewhere (PiSSA,
+    OLoRA), whose change is
+
+    $$ A B - A_0 B_0 = (A - A_0) B_0 + A_0 (B - B_0) + (A - A_0)(B - B_0) $$
+
+    so that a pull which leaves the share c of both differences leaves c of the first two terms and
+    $c^2$ of the third: the dose of L2-SP, to first order in how far the factors have moved. (The
+    exact penalty, on the product, is `anchored_change`.) Prompts and prefixes have none.
+
+    >>> from sftjax.adapters import lora, plan_adapter
+    >>> base = {"q": {"kernel": jnp.eye(2)}}
+    >>> plan = plan_adapter(base, lora(r=1, init_lora_weights="pissa"))
+    >>> held_leaves(with_adapter(base, plan, jax.random.key(0)), plan)
+    ['adapter/q/lora_a', 'adapter/q/lora_b']
+    """
+    residual = [site.path for site, kind in plan.sites if not kind.starts_at_base]
+    leaves = flatten({"adapter": params["adapter"]})
+    inside = [
+        path for path in leaves if path.removeprefix("adapter/").rpartition("/")[0] in residual
+    ]
+    return [*linear_leaves(params, plan), *inside]
 
 
 def base_outputs(apply: Apply, plan: Plan) -> Apply:

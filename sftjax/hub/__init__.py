@@ -9,7 +9,7 @@ from sftjax.hub.config import read_config
 from sftjax.hub.families import WEIGHT_MAPS
 from sftjax.hub.loading import Loaded, load
 from sftjax.hub.names import Row, WeightMap
-from sftjax.hub.peft import LoadedAdapter, load_adapter, save_adapter
+from sftjax.hub.peft import LoadedAdapter, load_adapter, save_adapter, why_not_peft
 from sftjax.hub.report import LoadReport
 from sftjax.hub.saving import save
 from sftjax.hub.source import find_folder
@@ -39,5 +39,6 @@ __all__ = [
     "render",
     "save",
     "save_adapter",
+    "why_not_peft",
     "write_tensor_file",
 ]

@@ -123,6 +123,22 @@ def save_adapter(
     return folder
 
 
+def why_not_peft(model: Model, plan: Plan, trained: Sequence[str] = ()) -> str:
+    """Return why PEFT's layout cannot hold an adapter, "" if it can.
+
+    Args:
+      model: of the base.
+      plan: where the adapters sit.
+      trained: paths of base leaves that were trained too.
+    """
+    try:
+        config_of(plan, [_torch_name(model, f"{site.path}/{site.leaf}") for site, _ in plan.sites])
+        _saved_whole(model, plan, trained)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def load_adapter(
     folder: str | os.PathLike[str],
     model: Model,
@@ -237,20 +253,12 @@ def _whole(
     """Return the tensors of modules that are saved whole, and the modules' names."""
     leaves = flatten(base)
     table = WEIGHT_MAPS[model.family]
-    adapted = {site.path for site, _ in plan.sites}
-    prefixes: dict[str, None] = {}
     for path in trained:
         if path not in leaves:
             raise ValueError(f"trained: the base has no leaf {path}")
-        inside = path.startswith(f"{table.trunk}/")
-        prefixes[path.rpartition("/")[0] if inside else path.partition("/")[0]] = None
+    prefixes = _saved_whole(model, plan, trained)
     tensors: dict[str, np.ndarray] = {}
     for prefix in prefixes:
-        if prefix in adapted:
-            raise ValueError(
-                f"{prefix} has an adapter and was trained itself, which PEFT's layout cannot hold; "
-                "save the merged model (hub.save of merge_adapter)"
-            )
         for path, leaf in leaves.items():
             if path.startswith(f"{prefix}/"):
                 spot = place(table, path)
@@ -264,6 +272,23 @@ def _whole(
         for prefix in prefixes
     ]
     return tensors, names
+
+
+def _saved_whole(model: Model, plan: Plan, trained: Sequence[str]) -> list[str]:
+    """Return the modules that hold trained leaves; none of them may have an adapter."""
+    trunk = WEIGHT_MAPS[model.family].trunk
+    adapted = {site.path for site, _ in plan.sites}
+    prefixes: dict[str, None] = {}
+    for path in trained:
+        inside = path.startswith(f"{trunk}/")
+        prefixes[path.rpartition("/")[0] if inside else path.partition("/")[0]] = None
+    for prefix in prefixes:
+        if prefix in adapted:
+            raise ValueError(
+                f"{prefix} has an adapter and was trained itself, which PEFT's layout cannot hold; "
+                "save the merged model (hub.save of merge_adapter)"
+            )
+    return list(prefixes)
 
 
 def _torch_name(model: Model, path: str) -> str:

@@ -1,31 +1,47 @@
 """Training batches that hold what the frozen lower blocks give, computed once for a data set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import jax
 
 import sftjax
+from sftjax.adapters import on_quantized
 from sftjax.core import Batch, PyTree
 from sftjax.data import cache_folder
 from sftjax.hub import LoadReport
 from sftjax.models import TextEncoder, split
+from sftjax.recipes.choosing import chosen_of
 from sftjax.recipes.plan import rules_of
 from sftjax.recipes.streams import Stream, in_order
 from sftjax.recipes.text_rows import Rows
 from sftjax.recipes.training import Training
-from sftjax.select import frozen_below, select
+from sftjax.recipes.worn import wear
+from sftjax.select import frozen_below
 from sftjax.train import keep_prefix, with_prefix
 
 
-def cut_of(
-    model: TextEncoder, params: PyTree, new: tuple[str, ...], rules: list[Any]
-) -> int | None:
-    """Return how many of the lowest blocks no rules move, None if none.
+def touched_by(params: PyTree, new: Collection[str], trainings: Iterable[Training]) -> list[PyTree]:
+    """Return, for each phase of each run, which leaves are trained or have an adapter."""
+    found = []
+    for training in trainings:
+        worn = wear(training.adapter, params, new)
+        for rules in rules_of(training, new):
+            chosen = chosen_of(worn.params, worn.new, training, rules)
+            found.append(worn.touched(chosen.trainable))
+    return found
+
+
+def cut_of(model: TextEncoder, touched: Iterable[PyTree]) -> int | None:
+    """Return how many of the lowest blocks nothing touches, None if none.
 
     The last block stays above, since the head and the embeddings read different parts of it.
+
+    Args:
+      model: of the runs.
+      touched: from `touched_by`.
     """
-    still = min(frozen_below(select(params, each, new=new).trainable) for each in rules)
+    still = min(frozen_below(leaves) for leaves in touched)
     return min(still, model.architecture.num_layers - 1) or None
 
 
@@ -49,7 +65,7 @@ def prefixed(
     """
     if cut is None:
         return batch_at
-    lower = split(model, cut).lower
+    lower = on_quantized(split(model, cut).lower)
     found = keep_prefix(
         lower, params, in_order(rows), len(rows.encoded), mask="attention_mask", **place
     )
@@ -88,11 +104,13 @@ def above_prefix(
             "--keep-prefix computes the frozen blocks once, and --dropout draws anew in them at "
             "every update; leave one of the two out"
         )
-    cut = cut_of(model, params, tuple(report.new), rules_of(training, report.new))
+    cut = cut_of(model, touched_by(params, report.new, [training]))
     if cut is None:
+        words = " ".join(pattern for pattern, _ in training.rules())
         raise ValueError(
-            f"--keep-prefix: with --train {' '.join(training.train)} no lower block stands still; "
-            "train fewer blocks (such as last:2) or leave --keep-prefix out"
+            f"--keep-prefix: with --train {words} {' '.join(training.adapter)} no lower block "
+            "stands still; train fewer blocks (last:2, or --adapter NAME:layers=4|5) or leave "
+            "--keep-prefix out"
         )
 
     def above(rows: Rows, stream: Stream) -> Stream:
@@ -104,6 +122,7 @@ def above_prefix(
             "max_length": rows.encoded.max_length,
             "blocks": cut,
             "dtype": "bfloat16" if training.bf16 else "float32",
+            **({"quantize": training.quantize} if training.quantize else {}),
             "sftjax": sftjax.__version__,
             "jax": jax.__version__,
         }

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sftjax.core import Batch, Objective, PyTree, map_with_path
+from sftjax.core import Batch, Objective, PyTree, flatten, map_with_path
 from sftjax.data import Batches, bucket_lengths
 from sftjax.evaluate import predict
 from sftjax.models import TextEncoder, split
@@ -17,6 +17,7 @@ from sftjax.recipes.scoring import Scorer
 from sftjax.recipes.streams import Stream, in_order
 from sftjax.recipes.text_parts import model_with, text_parts
 from sftjax.recipes.text_rows import Rows
+from sftjax.recipes.worn import PLAIN, Worn
 
 
 class ModelOutputs(NamedTuple):
@@ -40,14 +41,17 @@ class Bench(NamedTuple):
     reference: tuple[Rows, Stream]
     groups: Any
     """Of the reference rows."""
+    apply: Apply
+    """The model, or what is above the cut."""
+    embedder: Apply
     run: Callable[[PyTree, Batch], jax.Array]
     embed: Callable[[PyTree, Batch], jax.Array]
 
     def fresh(self, seed: int) -> PyTree:
         """Return the pretrained params with the new leaves drawn by a seed."""
-        drawn = self.model.init(jax.random.key(seed))
+        drawn = flatten(self.model.init(jax.random.key(seed)))
         return map_with_path(
-            lambda path, leaf, other: other if path in self.new else leaf, self.params, drawn
+            lambda path, leaf: drawn[path] if path in self.new else leaf, self.params
         )
 
     def parts(
@@ -70,8 +74,14 @@ class Bench(NamedTuple):
         scorer = Scorer(self.run, rows, "single-label", once)
         return lambda params: -scorer.scores(params)["eval_loss"]
 
-    def measure(self, params: PyTree, *, tests: bool = True) -> ModelOutputs:
-        """Run a model over the tests and the reference rows."""
+    def measure(self, params: PyTree, *, worn: Worn = PLAIN, tests: bool = True) -> ModelOutputs:
+        """Run a model over the tests and the reference rows; adapters are merged if they can be."""
+        if not worn.mergeable:
+            own = self._replace(
+                run=_compiled(worn, self.apply), embed=_compiled(worn, self.embedder)
+            )
+            return own.measure(params, tests=tests)
+        params = worn.weights(params)
         found = {}
         for name, (rows, stream) in self.tests.items() if tests else ():
             assert rows.labels is not None
@@ -88,14 +98,14 @@ def bench_of(
     model: TextEncoder,
     params: PyTree,
     new: Sequence[str],
-    rules: Iterable[list[tuple[str, float]]],
+    touched: Iterable[PyTree],
     tests: Mapping[str, Rows],
     reference: Rows,
     groups: Any,
     tell: Callable[[str], None],
 ) -> Bench:
-    """Find the prefix that all rules leave frozen, and keep its outputs for the fixed rows."""
-    cut = cut_of(model, params, tuple(new), list(rules))
+    """Find the prefix that no run touches (`touched_by`); keep its outputs for the fixed rows."""
+    cut = cut_of(model, touched)
     if cut is not None:
         tell(f"the lowest {cut} blocks stand still in every method: computed once for all runs")
     embedder = model_with(model, "mean")
@@ -115,9 +125,16 @@ def bench_of(
         {name: evaluation(rows) for name, rows in tests.items()},
         evaluation(reference),
         groups,
-        jax.jit(lambda params, batch: run(params, batch, None)),
-        jax.jit(lambda params, batch: embed(params, batch, None)),
+        run,
+        embed,
+        _compiled(PLAIN, run),
+        _compiled(PLAIN, embed),
     )
+
+
+def _compiled(worn: Worn, apply: Apply) -> Callable[[PyTree, Batch], jax.Array]:
+    beside = worn.beside(apply)
+    return jax.jit(lambda params, batch: beside(params, batch, None))
 
 
 def _once(model: TextEncoder, params: PyTree, cut: int | None, rows: Rows) -> Stream:

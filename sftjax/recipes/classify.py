@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sftjax.core import flatten, partition
 from sftjax.evaluate import (
     Interval,
     Retention,
@@ -23,6 +24,7 @@ from sftjax.evaluate import (
 )
 from sftjax.hub import Data, Metric, card_of, save
 from sftjax.recipes.above_prefix import NO_PREFIX, above_prefix
+from sftjax.recipes.adapter_folder import save_adapted
 from sftjax.recipes.finetune import finetune
 from sftjax.recipes.keeping import Keeper
 from sftjax.recipes.plan import told
@@ -34,6 +36,7 @@ from sftjax.recipes.sweep import Swept, sweep
 from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.text_rows import PROBLEM_TYPES, Rows
 from sftjax.recipes.training import Training, Tuned
+from sftjax.recipes.worn import Worn, told_of, trained_beside, wear
 from sftjax.train import claim
 
 
@@ -63,19 +66,20 @@ def classify(job: Classify, tell: Callable[[str], None] = print) -> Classified |
     if claim(job.output_dir, run.facts):
         tell(f"{job.output_dir} holds this very run: going on from its last checkpoint")
     model, params, report = run.model, run.params, run.report
-    worn = wear(job.training.adapter, params, run.new, jax.random.key(job.training.seed))
-    if worn.plan is not None:
-        tell(str(describe_adapter(params, worn.plan)))
+    key, quantize = jax.random.key(job.training.seed), job.training.quantize
+    worn = wear(job.training.adapter, params, run.new, key, quantize=quantize)
+    for text in told_of(worn, params):
+        tell(text)
     logits = worn.beside(model.apply)
     scorer = Scorer(
-        jax.jit(lambda params, batch: logits(params, batch)),
+        jax.jit(lambda params, batch: logits(params, batch, None)),
         run.evaluation,
         job.columns.task,
         in_order(run.evaluation, job.per_device_eval_batch_size),
     )
     prefix = NO_PREFIX
     if job.keep_prefix:
-        prefix = above_prefix(model, params, report, job.training, run.tokenizer, tell)
+        prefix = above_prefix(model, worn.base, report, job.training, run.tokenizer, tell)
 
     def batches(rows: Rows) -> Stream:
         return prefix.above(rows, shuffled(rows, job.training.rows, job.training.seed))
@@ -99,7 +103,11 @@ def classify(job: Classify, tell: Callable[[str], None] = print) -> Classified |
     _write(job, run, worn, tuned, outputs, found, held)
     tell(table_markdown([{"metric": k, "value": v} for k, v in found.items()], ["metric", "value"]))
     tell(f"\n{held}\n")
-    tell(f"model, report and plots: {job.output_dir}")
+    if worn.plan is not None:
+        predict = "model" if worn.mergeable else "adapter"
+        tell(f"adapter: {job.output_dir / 'adapter'}; {_merged(worn, job)}")
+        tell(f'try it: sftjax predict {job.output_dir / predict} --text "..."')
+    tell(f"{'model, ' * worn.mergeable}report and plots: {job.output_dir}")
     return Classified(found, held, tuned, job.output_dir)
 
 
@@ -126,12 +134,14 @@ def _write(
         settings=dataclasses.asdict(job.training),
         **_training_facts(tuned, job.training),
     )
+    adapted: list[str] = []
     if worn.plan is not None:
         moved = flatten(partition(tuned.params, tuned.selection.trainable)[0])
-        save_worn(
+        layout = save_adapted(
             folder / "adapter", run.model, tuned.params, worn.plan, words=job.training.adapter,
-            report=run.report, trained=worn.trained(moved),
+            report=run.report, trained=trained_beside(moved),
         )  # fmt: skip
+        adapted = ["\n\n".join(told_of(worn, run.params)), layout, _merged(worn, job)]
     if worn.mergeable:
         weights = worn.weights(tuned.params)
         save(folder / "model", run.model, weights, report=run.report, card=card)
@@ -164,7 +174,7 @@ def _write(
             "retention": held.rows(),
         },
     )
-    write_text(folder / "report.md", _report(job, tuned, found, held))
+    write_text(folder / "report.md", _report(job, tuned, found, held, adapted))
 
 
 def _training_facts(tuned: Tuned, training: Training) -> dict[str, str]:
@@ -179,8 +189,29 @@ def _training_facts(tuned: Tuned, training: Training) -> dict[str, str]:
     }
 
 
+def _merged(worn: Worn, job: Classify) -> str:
+    if worn.mergeable:
+        few = f", the base dequantized from {job.training.quantize}" * bool(job.training.quantize)
+        return f"`model/` is the base with the adapter merged{few}: it needs neither."
+    return (
+        "No weights do what it does, so there is no merged `model/`: `sftjax predict` on "
+        f"`adapter/` runs it beside its base, {job.model}."
+    )
+
+
+def _adapter_section(adapted: list[str]) -> list[str]:
+    if not adapted:
+        return []
+    table, *told = adapted
+    return ["## The adapter", f"```\n{table}\n```", *told]
+
+
 def _report(
-    job: Classify, tuned: Tuned, found: dict[str, Interval | float], held: Retention
+    job: Classify,
+    tuned: Tuned,
+    found: dict[str, Interval | float],
+    held: Retention,
+    adapted: list[str],
 ) -> str:
     rows = [{"metric": name, "value": value} for name, value in found.items()]
     return (
@@ -195,6 +226,7 @@ def _report(
                 "![reliability](plots/reliability.png)"
                 if job.columns.task == "single-label"
                 else "",
+                *_adapter_section(adapted),
                 "## What moved",
                 f"```\n{tuned.description}\n```",
                 "## What was kept",

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sftjax.adapters import dequantize_tree
+from sftjax.core import count, partition
 from sftjax.data import Table, cache_folder, read
 from sftjax.evaluate import (
     accuracy,
@@ -27,17 +29,19 @@ from sftjax.evaluate import (
 from sftjax.hub import load_tokenizer
 from sftjax.models import Head
 from sftjax.objectives import classification
+from sftjax.recipes.above_prefix import touched_by
 from sftjax.recipes.bench import Bench, ModelOutputs, bench_of
 from sftjax.recipes.contender import Contender, contender_of
 from sftjax.recipes.finetune import finetune
 from sftjax.recipes.methods import parse
 from sftjax.recipes.mixing import mixed
-from sftjax.recipes.plan import pretrained, rules_of
-from sftjax.recipes.prepare import fitting, without_held
+from sftjax.recipes.plan import pretrained
+from sftjax.recipes.prepare import fitting, quantized, without_held
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.text_models import load_encoder
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows, labels_of, read_splits
 from sftjax.recipes.training import Training
+from sftjax.recipes.worn import PLAIN, wear
 from sftjax.train import claim
 
 Row = dict[str, Any]
@@ -63,7 +67,8 @@ class Compare:
     methods: tuple[str, ...] = DEFAULT
     """NAME or NAME:DOSE as for --anchor; further words after +: `lr=5` multiplies the learning
     rate, `train=bias|new`, `phases=lp|ft`, `decay=0.7`, `coupled=0.1` (a strength),
-    `importance=0.5` (of ewc), `average=swa`; `merge=HOW` as for `sftjax merge`, of `runs=K` models
+    `importance=0.5` (of ewc), `average=swa`, `adapter=lora:r=8,targets=query|value` (again for a
+    second kind), `plus=16` (LoRA+); `merge=HOW` as for `sftjax merge`, of `runs=K` models
     that differ in the order of rows. The first method is the baseline."""
     seeds: int = 4
     """Runs of each method; a seed decides the rows, their order and the head."""
@@ -131,7 +136,15 @@ def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = print) ->
     if len(contenders) < len(job.methods):
         raise ValueError(f"a method stands twice in --methods {' '.join(job.methods)}")
     names = labels_of(data.train, job.columns, job.columns.labels, least=2).names
-    loaded = load_encoder(job.model, head=Head("sequence", names), key=jax.random.key(0))
+    ways = {quantized(each.training) for each in contenders.values()}
+    if len(ways) > 1:
+        raise ValueError(
+            f"--quantize {job.training.quantize} keeps one base for all methods, and a PiSSA or "
+            "OLoRA takes its start off the whole one; compare them apart"
+        )
+    loaded = load_encoder(
+        job.model, head=Head("sequence", names), key=jax.random.key(0), quantize=ways.pop()
+    )
     tell(str(loaded.report))
     tokenizer = load_tokenizer(loaded.report.folder)
     columns = fitting(job.columns, loaded.model)
@@ -167,7 +180,7 @@ def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = print) ->
             loaded.model,
             loaded.params,
             new,
-            [rules for each in contenders.values() for rules in rules_of(each.training, new)],
+            touched_by(loaded.params, new, [each.training for each in contenders.values()]),
             {name: encoded(rows) for name, rows in data.tests.items()},
             encoded(data.reference, labelled=False),
             None if data.group is None else data.reference[data.group],
@@ -202,27 +215,32 @@ def _run(
     params, new = bench.fresh(seed), bench.new
     size = contender.training.rows
     held = None if held_out is None else bench.stream(held_out, size, seed)
-    models, fits = [], []
+    worn, models, fits, trained = PLAIN, [], [], 0
     for number in range(contender.runs):
         training = dataclasses.replace(contender.training, seed=seed + ANOTHER * number)
+        key = jax.random.key(training.seed)
+        worn = wear(training.adapter, params, new, key, quantize=training.quantize)
         tuned = finetune(
-            params,
-            new,
-            bench.parts(classification, held),
+            worn.params,
+            worn.new,
+            worn.parts(bench.parts(classification, held)),
             bench.stream(train, size, training.seed),
             training,
             title=text,
+            held=worn.held,
         )
-        models.append(tuned.params)
+        trained = count(partition(tuned.params, tuned.selection.trainable)[0])
+        models.append(tuned.params if contender.how is None else worn.weights(tuned.params))
         fits.append(tuned.fit)
     found = models[0]
     if contender.how is not None:
         score = None if held_out is None else bench.score(held_out)
         found = mixed(contender.how, pretrained(params, new), models, score).params
-    after = bench.measure(found)
+        worn = PLAIN
+    after = bench.measure(found, worn=worn)
     kept = retention(
-        pretrained(params, new),
-        found,
+        pretrained(dequantize_tree(params), new),
+        worn.weights(found),
         embeddings=(before.embeddings, after.embeddings),
         groups=bench.groups,
         resamples=2,  # the intervals here are over seeds
@@ -240,6 +258,7 @@ def _run(
         "cka": kept.features.value,
         "moved": kept.whole.distance,
         "train_loss": float(np.mean([_last_loss(fit.history) for fit in fits])),
+        "trained": trained,
         "seconds": round(sum(fit.seconds for fit in fits), 2),
     }
 
@@ -302,7 +321,11 @@ def _write(
     before: dict[str, float],
     tell: Callable[[str], None],
 ) -> None:
-    metrics = [name for name in rows[0] if name not in ("method", "seed", "seconds", "train_loss")]
+    metrics = [
+        name
+        for name in rows[0]
+        if name not in ("method", "seed", "seconds", "train_loss", "trained")
+    ]
     means = summarize(rows, "method", metrics)
     several, baseline = job.seeds > 1, rows[0]["method"]
     shown = [

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+from sftjax.adapters import parse_adapter
 from sftjax.recipes.methods import METHODS, parse
 from sftjax.recipes.mixing import How, read_how
 from sftjax.recipes.training import Training
@@ -36,6 +37,8 @@ def contender_of(text: str, shared: Training) -> Contender:
     >>> found = contender_of("l2-sp:4+lr=5+train=bias|new", Training(learning_rate=1e-4)).training
     >>> found.anchor, found.learning_rate, found.train
     ('l2-sp:4', 0.0005, ('bias', 'new'))
+    >>> contender_of("none+adapter=lora:r=4,targets=key|value+lr=3", Training()).training.adapter
+    ('lora:r=4,targets=key|value',)
     >>> contender_of("none+merge=uniform", Training())[1:]
     (How(name='uniform', number=1.0), 3)
     """
@@ -57,6 +60,10 @@ def contender_of(text: str, shared: Training) -> Contender:
                     changes["importance_weight"] = float(value)
                 case "train" | "phases":
                     changes[option] = tuple(value.split("|"))
+                case "adapter" if value:
+                    changes[option] = (*changes.get(option, ()), value)
+                case "plus":
+                    changes["lora_plus"] = float(value)
                 case "coupled":
                     changes |= {"coupled": True, "strength": float(value)}
                 case "average":
@@ -71,8 +78,12 @@ def contender_of(text: str, shared: Training) -> Contender:
             raise ValueError(
                 f"--methods {text!r}: {word!r} is not lr=FACTOR, decay=FACTOR, coupled=STRENGTH, "
                 "importance=WEIGHT, average=ema:DECAY or swa, train=RULE|RULE, phases=NAME|NAME, "
-                "merge=HOW or runs=COUNT"
+                "adapter=NAME:SETTING=VALUE,..., plus=RATIO, merge=HOW or runs=COUNT"
             ) from None
+    for word in changes.get("adapter", ()):
+        parse_adapter(word)
+    if "adapter" in changes:  # what the others train is not what is trained beside an adapter
+        changes.setdefault("train", ())
     training = dataclasses.replace(shared, **changes)
     if not merge:
         if runs:

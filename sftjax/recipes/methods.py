@@ -48,6 +48,9 @@ from sftjax.recipes.weighing import Weighing, weighing_of
 from sftjax.select import bernoulli_gradients, block_ids, fisher_mask, lisa, only_elements, stacks
 from sftjax.train import Step, compile_step, make_step, with_reference
 
+DEFAULT = "l2-sp"
+"""The anchor if none is named."""
+
 
 class Parts(NamedTuple):
     """What methods may need of a model."""
@@ -65,6 +68,10 @@ class Parts(NamedTuple):
     """Of the same params, what the pretrained model gives, where `logits` of pretrained values does
     not: with an adapter."""
     features_before: Apply | None = None
+    hold: Callable[[Objective, float], Objective] | None = None
+    """Adds to an objective a weight times the distance of an adapter's change of the weights."""
+    longer: bool = False
+    """Whether an adapter puts places before the tokens."""
     held_out: Stream | None = None
     """Labelled rows that are not trained on, for a method that learns from such (`holds_out`)."""
 
@@ -133,9 +140,10 @@ def parse(text: str) -> tuple[str, float | None]:
     Raises:
       ValueError: if the name is unknown, the dose is no number, or the method takes none.
 
-    >>> parse("l2-sp:0.5"), parse("none")
-    (('l2-sp', 0.5), ('none', None))
+    >>> parse("l2-sp:0.5"), parse("none"), parse("")
+    (('l2-sp', 0.5), ('none', None), ('l2-sp', None))
     """
+    text = text or DEFAULT
     name, colon, number = text.partition(":")
     if name not in METHODS:
         raise ValueError(f"anchor {name!r} is unknown; there are: {', '.join(METHODS)}")
@@ -182,7 +190,10 @@ def _l2_sp(s: Setting) -> Method:
         coupled=s.coupled,
         **s.options,
     )
-    return _none(s)._replace(tx=tx, strength=strength)
+    method = _none(s)._replace(tx=tx, strength=strength)
+    if s.coupled and s.parts.hold is not None:
+        return method._replace(objective=s.parts.hold(method.objective, strength))
+    return method
 
 
 def _ewc(s: Setting) -> Method:
@@ -280,6 +291,11 @@ def _ema(s: Setting) -> Method:
 
 
 def _wise_ft(s: Setting) -> Method:
+    if set(flatten(s.trainable)) <= set(s.new):
+        raise ValueError(
+            "anchor 'wise-ft' goes back towards pretrained values, and no leaf that moves has one; "
+            "train one too (such as last:1) or use another anchor"
+        )
     alpha = remaining(s.dose)
 
     def finish(pretrained: PyTree, params: PyTree) -> PyTree:

@@ -9,10 +9,11 @@ import optax
 
 from sftjax.anchor import anchor_of
 from sftjax.core import PyTree, flatten, map_with_path, partition
+from sftjax.recipes.choosing import chosen_of
 from sftjax.recipes.methods import METHODS, STRONG, Method, Parts, Setting, build_method, parse
 from sftjax.recipes.phase_words import phases_of_words, with_new
 from sftjax.recipes.training import LESS_IS_BETTER, Training
-from sftjax.select import Selection, layerwise, scaled, select
+from sftjax.select import Selection
 from sftjax.train import Record, linear_schedule
 
 
@@ -45,11 +46,12 @@ def plan_of(
       ValueError: if a rule, the anchor's name or the dose does not fit the tree.
     """
     name, own = parse(training.anchor)
-    chosen = select(params, rules, new=new)
+    chosen = chosen_of(params, new, training, rules)
     new = [path for path in new if path not in held]
-    if training.layer_decay != 1.0:
-        chosen = scaled(chosen, layerwise(params, training.layer_decay))
     trainable = partition(params, chosen.trainable)[0]
+    fresh = all(path in new for path in flatten(trainable))
+    if training.adapter:
+        name = _beside(training, name, fresh, parts)
     dose = next(given for given in (dose, own, training.dose) if given is not None)
     if training.strength is not None:
         if name not in STRONG:
@@ -68,10 +70,14 @@ def plan_of(
             "(ewc)"
         )
     peak = training.learning_rate
-    if training.phases and all(path in new for path in flatten(trainable)):
+    if training.phases and fresh:
         name, peak = "none", training.probe_learning_rate
     holds = METHODS[name].holds and (dose > 0 or not METHODS[name].dosed)
-    anchor = anchor_of(params, chosen.trainable, new=new) if holds else None
+    # A coupled pull of an adapter is of its product (`Parts.hold`), and not of its leaves.
+    apart = {*new, *held} if training.adapter and training.coupled else new
+    if training.adapter and all(path in apart for path in flatten(trainable)):
+        holds = False
+    anchor = anchor_of(params, chosen.trainable, new=apart) if holds else None
     schedule = linear_schedule(peak, num_steps, warmup_ratio=training.warmup_ratio)
     setting = Setting(
         dose=dose,
@@ -91,6 +97,33 @@ def plan_of(
         importance_weight=training.importance_weight,
     )
     return Plan(chosen, anchor, schedule, build_method(name, setting))
+
+
+def _beside(training: Training, name: str, fresh: bool, parts: Parts) -> str:
+    """Return the anchor of a run with adapters.
+
+    Raises:
+      ValueError: if it does not go with them.
+    """
+    if fresh and not training.anchor:
+        return "none"
+    if name == "ema":
+        raise ValueError(
+            "anchor 'ema' averages weights, and the product of averaged factors is not the average "
+            "of products; hold an adapter by l2-sp or wise-ft, or keep an average (--average)"
+        )
+    if name in ("r3f", "smart") and parts.longer:
+        raise ValueError(
+            f"anchor {name!r} disturbs the embeddings of the tokens, and a prompt puts others "
+            "before them; use another anchor (features) or another adapter (prefix)"
+        )
+    if fresh and METHODS[name].holds and name not in ("features", "logits"):
+        raise ValueError(
+            f"anchor {name!r} holds weights or an adapter whose change of them has a distance, "
+            f"and here neither moves (--adapter {' '.join(training.adapter)}); hold what the model "
+            "says (--anchor features), or nothing (--anchor none)"
+        )
+    return name
 
 
 def rules_of(training: Training, new: Collection[str]) -> list[list[tuple[str, float]]]:
@@ -135,7 +168,11 @@ def told(training: Training, strength: float, leaves: int) -> str:
     """
     name, own = parse(training.anchor)
     dose = training.dose if own is None else own
-    if name == "none" or (METHODS[name].dosed and not dose):
+    if (
+        (training.adapter and not training.anchor and not leaves)
+        or name == "none"
+        or (METHODS[name].dosed and not dose)
+    ):
         return ""
     words = [METHODS[name].title]
     if name in ("l2-sp", "ewc"):

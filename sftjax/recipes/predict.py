@@ -15,16 +15,17 @@ import tyro
 from sftjax.data import Table, read
 from sftjax.evaluate import predict, sigmoid, softmax, table, write_predictions
 from sftjax.hub import load_tokenizer
+from sftjax.recipes.adapter_folder import is_adapter, load_adapted
 from sftjax.recipes.text_models import load_encoder
 from sftjax.recipes.text_rows import Columns, encode_rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Predict with a model folder that `sftjax classify` (or anyone) saved."""
+    """Predict with a folder that `sftjax classify` (or anyone) saved: a model, or an adapter."""
 
     model: tyro.conf.Positional[str]
-    """The model's folder, or a name on the Hub."""
+    """The model's folder, or a name on the Hub; or an adapter's folder."""
     text: tuple[str, ...] = ()
     """Texts to predict."""
     data: str | None = None
@@ -35,6 +36,8 @@ class Predict:
     """The file's column of second texts."""
     output: pathlib.Path | None = None
     """Write to this .csv or .jsonl file instead of the screen."""
+    base: str | None = None
+    """Where the adapter's base is, if it is not where it was."""
     batch_size: int = 64
     """Texts at a time."""
 
@@ -53,7 +56,13 @@ def predict_text(job: Predict, tell: Callable[[str], None] = print) -> np.ndarra
     rows = (
         Table({job.column: list(job.text)}, name="--text") if job.data is None else read(job.data)
     )
-    model, params, report = load_encoder(job.model)
+    if is_adapter(job.model):
+        model, apply, params, report = load_adapted(job.model, job.base)
+    elif job.base is not None:
+        raise ValueError(f"--base is of an adapter, and {job.model} is none; leave it out")
+    else:
+        model, params, report = load_encoder(job.model)
+        apply = model.apply
     if model.head.kind != "sequence":
         raise ValueError(
             f"{job.model} has a {model.head.kind} head; predict needs one for whole texts"
@@ -62,7 +71,7 @@ def predict_text(job: Predict, tell: Callable[[str], None] = print) -> np.ndarra
     encoded = encode_rows(rows, columns, load_tokenizer(report.folder), None)
     batches = encoded.batches(job.batch_size)
     steps = (batches.at(step) for step in range(batches.steps_per_epoch))
-    run = jax.jit(lambda params, batch: model.apply(params, batch))
+    run = jax.jit(lambda params, batch: apply(params, batch, None))
     logits = predict(run, params, steps, len(rows))
     names, problem = model.head.labels, model.head.problem_type
     texts = [str(text) for text in rows[job.column]]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sftjax.adapters import parse_adapter
 from sftjax.core import Objective, PyTree
 from sftjax.data import Table, cache_folder, hold_out
 from sftjax.hub import LoadReport, load_tokenizer
@@ -139,7 +140,7 @@ def prepare(job: Classify, tell: Callable[[str], None]) -> Prepared:
 
 
 def quantized(training: Training) -> str | None:
-    """Return how the base is kept.
+    """Return how the base is kept as it is loaded; what a PiSSA takes off it needs it whole first.
 
     Raises:
       ValueError: if weights that are to be trained would be quantized.
@@ -149,6 +150,8 @@ def quantized(training: Training) -> str | None:
             f"--quantize {training.quantize} keeps weights that do not move in few bits; train an "
             "adapter beside them (--adapter lora:r=8)"
         )
+    if not all(parse_adapter(word)[0].starts_at_base for word in training.adapter):
+        return None
     return training.quantize or None
 
 

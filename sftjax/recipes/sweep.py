@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sftjax.core import PyTree, combine, flatten, partition
+from sftjax.core import combine, flatten, partition
 from sftjax.evaluate import Retention
-from sftjax.recipes.above_prefix import NO_PREFIX, above_prefix, cut_of
+from sftjax.recipes.above_prefix import NO_PREFIX, above_prefix, cut_of, touched_by
 from sftjax.recipes.keeping import Keeper
 from sftjax.recipes.methods import METHODS, STRONG, parse
 from sftjax.recipes.plan import Plan, plan_of
@@ -26,6 +26,7 @@ from sftjax.recipes.sweep_report import write_sweep
 from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.text_rows import Rows
 from sftjax.recipes.training import Training
+from sftjax.recipes.worn import Worn, told_of, wear
 from sftjax.train import SweepFit, claim, name_of, parse_grid, replicate, take_run
 
 SWEPT = ("none", *STRONG)
@@ -79,6 +80,11 @@ def runs_of(text: str, training: Training) -> list[dict[str, float]]:
             "a sweep measures the weights of the last update; leave --average out, or compare "
             "averages by `sftjax compare`"
         )
+    if training.adapter and training.coupled:
+        raise ValueError(
+            "--coupled adds the distance of the adapter's product to the loss, which runs of a "
+            "sweep share; leave --coupled out, or compare strengths by `sftjax compare`"
+        )
     if training.early_stopping_patience:
         raise ValueError("runs of a sweep end together; leave --early-stopping-patience out")
     return runs
@@ -107,22 +113,29 @@ def sweep(job: Classify, tell: Callable[[str], None] = print) -> Swept:
     ready = prepare(job, tell)
     model, params, new = ready.model, ready.params, ready.new
     stream = shuffled(ready.train, training.rows, training.seed)
-    parts = text_parts(model, ready.objective)
+    key = jax.random.key(training.seed)
+    worn = wear(training.adapter, params, new, key, quantize=training.quantize)
+    for text in told_of(worn, params):
+        tell(text)
+    parts = worn.parts(text_parts(model, ready.objective))
     num_steps = training.num_steps(stream.steps_per_epoch)
     prefix = NO_PREFIX
-    if not training.dropout and cut_of(model, params, new, [training.rules()]) is not None:
-        prefix = above_prefix(model, params, ready.report, training, ready.tokenizer, tell)
-        parts = text_parts(model, ready.objective, cut=prefix.cut)
+    if not training.dropout and cut_of(model, touched_by(params, new, [training])):
+        prefix = above_prefix(model, worn.base, ready.report, training, ready.tokenizer, tell)
+        parts = worn.parts(text_parts(model, ready.objective, cut=prefix.cut))
     plans = [
-        plan_of(params, new, parts, training_of_run(training, r), training.rules(), num_steps)
+        plan_of(
+            worn.params, worn.new, parts, training_of_run(training, r), training.rules(), num_steps,
+            held=worn.held,
+        )
         for r in runs
-    ]
-    _check(job, runs, params, new, plans[0], ready.evaluation)
+    ]  # fmt: skip
+    _check(job, runs, worn, plans[0], ready.evaluation)
     claim(job.output_dir, ready.facts)
 
     stream = prefix.above(ready.train, stream)
-    fitted = fit_runs(job, runs, plans, parts, params, new, model, stream, num_steps, tell)
-    frozen = replicate(partition(params, plans[0].selection.trainable)[1])
+    fitted = fit_runs(job, runs, plans, parts, worn, ready, stream, num_steps, tell)
+    frozen = replicate(partition(worn.params, plans[0].selection.trainable)[1])
     once = in_order(ready.evaluation, job.per_device_eval_batch_size)
     scorer = Scorer(
         jax.jit(lambda p, batch: parts.logits(p, batch, None)),
@@ -148,7 +161,7 @@ def sweep(job: Classify, tell: Callable[[str], None] = print) -> Swept:
         if failed is None:
             now = combine(own, frozen)
             # The intervals here are over seeds, not over rows.
-            row |= scorer.scores(now) | kept_columns(keeper.kept(now, resamples=2))
+            row |= scorer.scores(now) | kept_columns(keeper.kept(now, worn=worn, resamples=2))
         else:
             tell(f"run {name_of(run)} failed: not finite at update {failed}; the others stand")
         rows.append({**row, "failed_at": failed})
@@ -185,18 +198,16 @@ def kept_columns(kept: Retention) -> dict[str, float]:
     return columns
 
 
-def _check(
-    job: Classify, runs: list[Any], params: PyTree, new: tuple[str, ...], plan: Plan, rows: Rows
-) -> None:
+def _check(job: Classify, runs: list[Any], worn: Worn, plan: Plan, rows: Rows) -> None:
     training = job.training
     moves = flatten(plan.selection.trainable)
     if len({run["seed"] for run in runs}) > 1:
-        if not new and not training.dropout:
+        if not worn.new and not training.dropout:
             raise ValueError(
                 "seeds would give equal runs: the head is not new, dropout is off, and the order "
                 "of rows is shared; sweep no seeds, or use --dropout"
             )
-        if still := [path for path in new if not moves[path]]:
+        if still := [path for path in worn.new if not moves[path]]:
             raise ValueError(
                 f"{still[0]} is new and frozen, and runs of a sweep share what is frozen, so seeds "
                 "could not draw it; train it too (--train head) or sweep no seeds"

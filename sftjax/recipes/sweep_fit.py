@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 
 from sftjax.anchor import adamw
 from sftjax.core import PyTree, count, flatten, holes, map_with_path, partition
 from sftjax.recipes.plan import Plan
-from sftjax.recipes.prepare import Classify
+from sftjax.recipes.prepare import Classify, Prepared
 from sftjax.recipes.progress import progress
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.weighing import Weighing, weighed
+from sftjax.recipes.worn import Worn
 from sftjax.select import describe
 from sftjax.train import (
     Step,
@@ -45,9 +47,8 @@ def fit_runs(
     runs: list[dict[str, float]],
     plans: list[Plan],
     parts: Any,
-    params: PyTree,
-    new: tuple[str, ...],
-    model: Any,
+    worn: Worn,
+    ready: Prepared,
     stream: Stream,
     num_steps: int,
     tell: Callable[[str], None],
@@ -59,9 +60,9 @@ def fit_runs(
       runs: their settings.
       plans: what each of them would do alone.
       parts: of the model, or of what is above its kept prefix.
-      params: the pretrained tree, with its new leaves.
-      new: paths of the new leaves, which each run draws by its seed.
-      model: draws them.
+      worn: the params of all runs, with the adapters of one; each run draws what is new by its
+        seed.
+      ready: the model.
       stream: the batches that all runs share.
       num_steps: updates.
       tell: is given the selection and the memory before anything is compiled.
@@ -69,7 +70,7 @@ def fit_runs(
     Returns:
       A `SweepFit`, in which runs that failed go by their name in `runs`.
     """
-    training = job.training
+    training, params = job.training, worn.params
     chosen = plans[0].selection
     anchor = next((plan.anchor for plan in plans if plan.anchor is not None), None)
     unit = linear_schedule(1.0, num_steps, warmup_ratio=training.warmup_ratio)
@@ -132,11 +133,18 @@ def fit_runs(
     first = tx_of(take_run(settings, 0))
     tell(str(describe(params, chosen, anchor=anchor)))
     tell(f"memory: {sweep_memory(partition(params, chosen.trainable)[0], first, len(runs))}")
-    draw = jax.jit(lambda key: {p: x for p, x in flatten(model.init(key)).items() if p in new})
+    plain = ready.params
+
+    @jax.jit
+    def draw(plain: PyTree, key: Array) -> dict[str, Array]:
+        fresh = flatten(ready.model.init(key)) if ready.new else {}
+        drawn = map_with_path(lambda path, leaf: fresh[path] if path in ready.new else leaf, plain)
+        return worn.drawn(drawn, ready.new, key)
+
     states, fixed = [], None
     for number, run in enumerate(runs):
         key = jax.random.key(int(run["seed"]))
-        drawn = draw(key) if new else {}
+        drawn = draw(plain, key) if worn.new else {}
         own = map_with_path(lambda path, leaf, drawn=drawn: drawn.get(path, leaf), params)
         state, fixed = init(
             own, chosen.trainable, tx_of(take_run(settings, number)), key,

@@ -20,17 +20,21 @@ class Training:
     train: tuple[str, ...] = ()
     """What moves: `all`, `last:K` blocks, `head`, `new`, or path patterns; `PATTERN=RATE`
     multiplies the learning rate. The first match decides. If nothing is said: `last:2`, and with an
-    adapter `new`, which is the adapter and what has no pretrained value."""
+    adapter `new`, which is the adapter and what has no pretrained value; `bias new` or `norm new`
+    train these beside it, `adapter=RATE` is a rate of its own."""
     adapter: tuple[str, ...] = ()
     """Adapters beside the weights, which then stay what they were: `lora:r=8,alpha=16`, also
     rslora, dora, pissa, olora, ia3, houlsby, pfeiffer, prompt, prefix; settings in PEFT's words,
     `targets=query|value`, `layers=4|5`."""
+    lora_plus: float = 1.0
+    """Multiply the learning rate of a LoRA's B by this (LoRA+, which takes 16)."""
     quantize: str = ""
     """Keep the frozen weights beside an adapter in few bits: nf4, nf4-double, int8, int8-double."""
-    anchor: str = "l2-sp"
+    anchor: str = ""
     """How what moves is held to what pretraining taught: l2-sp, ewc, recadam, difference, mixout,
     features, logits, ema, wise-ft take the dose; none, spd, r3f, smart, sam, child-f, child-d, lisa
-    have none, nor has tpgm, which learns its radii from training rows that it holds out."""
+    have none, nor has tpgm, which learns its radii from training rows that it holds out. If nothing
+    is said: l2-sp, and none where nothing can be held (a prompt, a prefix)."""
     dose: float = 1.0
     """How strongly: 0 not at all, 1 leaves about 0.6 of the distance that would be travelled
     without an anchor, 4 a quarter. A new head is never held."""
