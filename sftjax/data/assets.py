@@ -72,7 +72,22 @@ RATED_SENTENCES = Asset(
     "Analysis of Social Media Text, ICWSM",
 )
 
-ASSETS: dict[str, Asset] = {asset.name: asset for asset in (MINILM, RATED_SENTENCES)}
+CONSTRUCTION_FAQ = Asset(
+    name="construction-faq",
+    package="zaragoza-construction-faq",
+    version="1.2.1",
+    kind="wheel",
+    filename="zaragoza_construction_faq-1.2.1-py3-none-any.whl",
+    sha256="716a1999dd5ad8494c6a4e47d3510f017aa767ea9e55d3b348b0ad70b0e8d3d7",
+    size=566_661,
+    unpacked=4_000_000,
+    inside="zaragoza_construction_faq/data",
+    licence="CC-BY-4.0",
+    upstream="https://github.com/zaragoza-ab/swedish-construction-faq-1000",
+    citation="Zaragoza AB, Construction FAQ: questions and answers about Swedish building rules",
+)
+
+ASSETS: dict[str, Asset] = {asset.name: asset for asset in (MINILM, RATED_SENTENCES, CONSTRUCTION_FAQ)}
 """What `fetch` knows by name."""
 
 Download = Callable[[Asset, Path, Callable[[int], None]], None]

@@ -5,6 +5,7 @@ layout, and everything that either decided stands in the `LoadReport`.
 """
 
 from sftjax.hub.card import Card, Data, Metric, card_of, render
+from sftjax.hub.chat_template import ChatFiles, load_chat_files
 from sftjax.hub.config import read_config
 from sftjax.hub.families import WEIGHT_MAPS
 from sftjax.hub.loading import Loaded, load
@@ -19,6 +20,7 @@ from sftjax.hub.tokenizer import Encoded, EncodedWords, Tokenizer, load_tokenize
 __all__ = [
     "WEIGHT_MAPS",
     "Card",
+    "ChatFiles",
     "Data",
     "Encoded",
     "EncodedWords",
@@ -34,6 +36,7 @@ __all__ = [
     "find_folder",
     "load",
     "load_adapter",
+    "load_chat_files",
     "load_tokenizer",
     "read_config",
     "render",

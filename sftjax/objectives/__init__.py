@@ -1,6 +1,6 @@
 """From `(params, batch)` to `Loss(sum, weight)`: pure losses, objectives, terms beside them."""
 
-from sftjax.objectives.causal import neftune, next_token, targets
+from sftjax.objectives.causal import neftune, neftune_noise, next_token, targets
 from sftjax.objectives.chunked import (
     TokenStats,
     VocabMesh,
@@ -46,6 +46,7 @@ __all__ = [
     "distill_logits",
     "multi_label",
     "neftune",
+    "neftune_noise",
     "next_token",
     "objective_of",
     "r3f",

@@ -172,13 +172,24 @@ def neftune(
     def run(params: PyTree, batch: Batch, key: Array | None) -> Any:
         h = embed(params, batch)
         if key is not None:
-            own, rest_key = jax.random.split(key)
-            noise = jax.random.uniform(own, h.shape, jnp.float32, -1.0, 1.0)
-            scale = alpha * jax.lax.rsqrt(_real_tokens(batch) * h.shape[-1])
-            h, key = h + (noise * scale[..., None]).astype(h.dtype), rest_key
+            own, key = jax.random.split(key)
+            h = h + neftune_noise(batch, h, alpha, own)
         return rest(params, h, batch, key)
 
     return run
+
+
+def neftune_noise(batch: Batch, h: Array, alpha: float, key: Array) -> Array:
+    """Return the noise that NEFTune adds to embedded words (B, T, D); see `neftune`.
+
+    >>> batch = {"input_ids": jnp.ones((1, 4), jnp.int32)}
+    >>> noise = neftune_noise(batch, jnp.zeros((1, 4, 25)), 5.0, jax.random.key(0))
+    >>> bool(jnp.abs(noise).max() <= 0.5)
+    True
+    """
+    noise = jax.random.uniform(key, h.shape, jnp.float32, -1.0, 1.0)
+    scale = alpha * jax.lax.rsqrt(_real_tokens(batch) * h.shape[-1])
+    return (noise * scale[..., None]).astype(h.dtype)
 
 
 def _real_tokens(batch: Batch) -> Array:

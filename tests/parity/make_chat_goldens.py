@@ -4,7 +4,8 @@
     python tests/parity/make_chat_goldens.py [SmolLM2-135M-Instruct.gguf]
 
 Takes about a minute. Writes tests/parity/chat/: the rows, a small tokenizer, a tiny
-random Llama, and ids, trained tokens and losses by TRL; with the GGUF file also ids by SmolLM2's tokenizer.
+random Llama, and ids, trained tokens and losses by TRL; with the GGUF file also ids by
+SmolLM2's tokenizer.
 """
 
 import json
