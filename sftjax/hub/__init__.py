@@ -7,6 +7,8 @@ layout, and everything that either decided stands in the `LoadReport`.
 from sftjax.hub.card import Card, Data, Metric, card_of, render
 from sftjax.hub.config import read_config
 from sftjax.hub.families import WEIGHT_MAPS
+from sftjax.hub.gguf_file import GgufFile
+from sftjax.hub.gguf_model import convert_gguf
 from sftjax.hub.loading import Loaded, load
 from sftjax.hub.names import Row, WeightMap
 from sftjax.hub.peft import LoadedAdapter, load_adapter, save_adapter
@@ -22,6 +24,7 @@ __all__ = [
     "Data",
     "Encoded",
     "EncodedWords",
+    "GgufFile",
     "LoadReport",
     "Loaded",
     "LoadedAdapter",
@@ -31,6 +34,7 @@ __all__ = [
     "Tokenizer",
     "WeightMap",
     "card_of",
+    "convert_gguf",
     "find_folder",
     "load",
     "load_adapter",
