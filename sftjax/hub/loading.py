@@ -44,9 +44,9 @@ def load(
     """Load a checkpoint of the Hub's layout, leaf by leaf from the mapped file.
 
     Args:
-      name_or_folder: a local folder, or a repository on the Hub.
-      head: which head to put on the encoder: "sequence", "token", "masked-lm", "pooled", "first",
-        "mean", "hidden", a `Head`, or None for the one the checkpoint was saved with.
+      name_or_folder: a local folder, a repository on the Hub, or a `.gguf` file.
+      head: which head to put on the trunk: "sequence", "token", "masked-lm", "causal-lm", "pooled",
+        "first", "mean", "hidden", a `Head`, or None for the one the checkpoint was saved with.
       labels: class names in id order. Where they are not those of the checkpoint's own head, its
         last layer is new; transformers' placeholders (`LABEL_0`) are simply given names.
       problem_type: "single_label_classification", "multi_label_classification" or "regression".

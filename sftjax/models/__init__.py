@@ -1,4 +1,4 @@
-"""Encoders and decoders as Flax modules whose params have the checkpoint's own names; nothing about files."""
+"""Encoders and decoders as Flax modules whose params have the checkpoint's names; no files here."""
 
 from sftjax.models.architecture import Architecture
 from sftjax.models.causal_model import CausalModel

@@ -21,8 +21,9 @@ class Head(NamedTuple):
 
     kind: str
     """`sequence`: logits (B, L) of a row; `token`: logits (B, T, L) of each token; `masked-lm`:
-    logits (B, T, V); `causal-lm`: logits (B, T, V) of each token's next; `pooled`: the pooler's embedding (B, D); `first` and `mean`: the first
-    token and the mean (B, D) of the last hidden states; `hidden`: those states (B, T, D)."""
+    logits (B, T, V) of each token, `causal-lm`: of each token's next; `pooled`: the pooler's
+    embedding (B, D); `first` and `mean`: the first token and the mean (B, D) of the last hidden
+    states; `hidden`: those states (B, T, D)."""
     labels: tuple[str, ...] = ()
     """Class names in the order of their ids (`sequence` and `token`)."""
     problem_type: str = "single_label_classification"
