@@ -1,20 +1,24 @@
-"""The command line: `sftjax classify`, `compare`, `merge`, `predict`, `inspect` and `demo`."""
+"""The command line: `sftjax classify`, `chat`, `talk`, `compare`, `merge`, `predict`, `inspect`, `demo`."""
 
 import sys
 from typing import Annotated
 
 import tyro
 
+from sftjax.recipes.chat import TuneChat, chat
 from sftjax.recipes.classify import Classify, classify
 from sftjax.recipes.compare import Compare, compare
 from sftjax.recipes.demo import Demo, demo
 from sftjax.recipes.inspect import Inspect, inspect
 from sftjax.recipes.merge import Merge, merge
 from sftjax.recipes.predict import Predict, predict_text
+from sftjax.recipes.talk import Talk, talk
 from sftjax.train import keep_freed_memory
 
 Command = (
     Annotated[Classify, tyro.conf.subcommand("classify")]
+    | Annotated[TuneChat, tyro.conf.subcommand("chat")]
+    | Annotated[Talk, tyro.conf.subcommand("talk")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
@@ -37,6 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
         match job:
             case Classify():
                 classify(job)
+            case TuneChat():
+                chat(job)
+            case Talk():
+                talk(job)
             case Compare():
                 compare(job)
             case Merge():

@@ -4,12 +4,17 @@ from typing import TYPE_CHECKING, Any
 
 from sftjax.data.assets import ASSETS, Asset, cache_folder, fetch
 from sftjax.data.batches import Batches, bucket_lengths
+from sftjax.data.chat import Audit, Chat, ChatTokenizer, check_vocabulary, encode_chat
+from sftjax.data.conversation import Conversation, conversations
 from sftjax.data.encoded import Encoded, pack
 from sftjax.data.holdout import hold_out
 from sftjax.data.labels import Labels, classes, multi_label, regression, token_labels
+from sftjax.data.packing import ChatBatches, Packing, best_fit
 from sftjax.data.prefetch import prefetch
+from sftjax.data.show import Shown, show
 from sftjax.data.sources import read, splits
 from sftjax.data.table import Table, texts
+from sftjax.data.template import ChatTemplate
 from sftjax.data.text import Tokenizer, WordTokenizer, encode, encode_words
 
 if TYPE_CHECKING:
@@ -18,17 +23,29 @@ if TYPE_CHECKING:
 __all__ = [
     "ASSETS",
     "Asset",
+    "Audit",
     "Batches",
+    "Chat",
+    "ChatBatches",
+    "ChatTemplate",
+    "ChatTokenizer",
+    "Conversation",
     "Encoded",
     "Labels",
+    "Packing",
     "RatedSentences",
+    "Shown",
     "Table",
     "Tokenizer",
     "WordTokenizer",
+    "best_fit",
     "bucket_lengths",
     "cache_folder",
+    "check_vocabulary",
     "classes",
+    "conversations",
     "encode",
+    "encode_chat",
     "encode_words",
     "fetch",
     "hold_out",
@@ -39,6 +56,7 @@ __all__ = [
     "read",
     "regression",
     "retrieval_set",
+    "show",
     "splits",
     "texts",
     "token_labels",

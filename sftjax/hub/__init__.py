@@ -5,8 +5,11 @@ layout, and everything that either decided stands in the `LoadReport`.
 """
 
 from sftjax.hub.card import Card, Data, Metric, card_of, render
+from sftjax.hub.chat_template import ChatFiles, load_chat_files
 from sftjax.hub.config import read_config
 from sftjax.hub.families import WEIGHT_MAPS
+from sftjax.hub.gguf_file import GgufFile
+from sftjax.hub.gguf_model import convert_gguf
 from sftjax.hub.loading import Loaded, load
 from sftjax.hub.names import Row, WeightMap
 from sftjax.hub.peft import LoadedAdapter, load_adapter, save_adapter, why_not_peft
@@ -19,9 +22,11 @@ from sftjax.hub.tokenizer import Encoded, EncodedWords, Tokenizer, load_tokenize
 __all__ = [
     "WEIGHT_MAPS",
     "Card",
+    "ChatFiles",
     "Data",
     "Encoded",
     "EncodedWords",
+    "GgufFile",
     "LoadReport",
     "Loaded",
     "LoadedAdapter",
@@ -31,9 +36,11 @@ __all__ = [
     "Tokenizer",
     "WeightMap",
     "card_of",
+    "convert_gguf",
     "find_folder",
     "load",
     "load_adapter",
+    "load_chat_files",
     "load_tokenizer",
     "read_config",
     "render",

@@ -1,6 +1,6 @@
 """The weight maps of decoders of text."""
 
-from sftjax.hub.names import Row, WeightMap, dense, embedding
+from sftjax.hub.names import Row, WeightMap, dense, embedding, norm
 
 _LLAMA_NORMS = ("input_layernorm", "post_attention_layernorm")
 _QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
@@ -34,7 +34,38 @@ def _llama(stem: str, norms: tuple[str, ...] = _LLAMA_NORMS, *, bare: str = "Mod
     )
 
 
+def _kernel(module: str) -> tuple[Row, ...]:
+    """Rows of a linear layer that torch keeps as (in, out) too (transformers' `Conv1D`)."""
+    path = module.replace(".", "/")
+    return (Row(f"{module}.weight", f"{path}/kernel"), Row(f"{module}.bias", f"{path}/bias"))
+
+
+_GPT2 = "transformer.h.{}"
+
+GPT2 = WeightMap(
+    stem="GPT2",
+    trunk="transformer",
+    rows=(
+        *embedding("transformer.wte"),
+        *embedding("transformer.wpe"),
+        *norm(f"{_GPT2}.ln_1"),
+        *_kernel(f"{_GPT2}.attn.c_attn"),
+        *_kernel(f"{_GPT2}.attn.c_proj"),
+        *norm(f"{_GPT2}.ln_2"),
+        *_kernel(f"{_GPT2}.mlp.c_fc"),
+        *_kernel(f"{_GPT2}.mlp.c_proj"),
+        *norm("transformer.ln_f"),
+        *dense("lm_head")[:1],
+        *dense("score")[:1],
+    ),
+    ties=(("lm_head.weight", "transformer.wte.weight"),),
+    buffers=(f"{_GPT2}.attn.bias", f"{_GPT2}.attn.masked_bias"),  # masks, in files before 2023
+    output={"sequence": "score"},
+    classes={"causal-lm": "LMHeadModel"},
+)
+
 DECODERS: dict[str, WeightMap] = {
+    "gpt2": GPT2,
     "llama": _llama("Llama"),
     "mistral": _llama("Mistral"),
     "smollm3": _llama("SmolLM3"),

@@ -55,13 +55,14 @@ def load(
     ViT. No file is ever run: pickles are read by a reader that knows tensors and nothing else.
 
     Args:
-      name_or_folder: a local folder, a file of weights, or a repository on the Hub.
+      name_or_folder: a local folder, a file of weights (`.gguf` among them), or a repository on the
+        Hub.
       config: fields that replace those of the config.json, or the whole of it where there is none.
         `{"num_channels": 1}` reads grey images with a trunk made for colour, and another
         `image_size` interpolates a transformer's positions once and for all.
-      head: which head to put on the trunk: of text "sequence", "token", "masked-lm", "pooled",
-        "first", "mean", "hidden"; of images "image", "features", "map", "segment", "hidden"; a
-        `Head`, or None for the one the checkpoint was saved with.
+      head: which head to put on the trunk: of text "sequence", "token", "masked-lm", "causal-lm",
+        "seq2seq-lm", "pooled", "first", "mean", "hidden"; of images "image", "features", "map",
+        "segment", "hidden"; a `Head`, or None for the one the checkpoint was saved with.
       labels: class names in id order. Where they are not those of the checkpoint's own head, its
         last layer is new; transformers' placeholders (`LABEL_0`) are simply given names.
       problem_type: "single_label_classification", "multi_label_classification" or "regression".
@@ -81,8 +82,9 @@ def load(
         in one message.
     """
     file = pathlib.Path(name_or_folder).expanduser()
-    folder = file.parent if file.is_file() else find_folder(name_or_folder)
-    weights = open_file(file) if file.is_file() else None
+    alone = file.is_file() and file.suffix != ".gguf"  # which is turned into a folder first
+    folder = file.parent if alone else find_folder(name_or_folder)
+    weights = open_file(file) if alone else None
     if weights is None and not (folder / "config.json").is_file():
         weights = open_weights(folder)
     described, processor = _settle(folder, weights, config or {})

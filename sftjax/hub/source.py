@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+from sftjax.hub.gguf_model import folder_of_gguf
 from sftjax.hub.weights import INDEX, MSGPACK, SHARDS, SINGLE, TORCH, TORCH_INDEX
 
 TOKENIZER_FILES = (
@@ -34,15 +35,20 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
 
     Args:
       name_or_folder: a folder, or a repository on the Hub such as
-        `sentence-transformers/all-MiniLM-L6-v2`.
+        `sentence-transformers/all-MiniLM-L6-v2`. For a `.gguf` file, or a folder with one and no
+        config.json, the folder `<name>.hub` beside it, made on the first call.
 
     Raises:
       FileNotFoundError: if there is no such folder and no such repository, or no way to reach it.
     """
     folder = pathlib.Path(name_or_folder).expanduser()
     if folder.is_dir():
-        return folder
+        found = sorted(folder.glob("*.gguf"))
+        alone = len(found) == 1 and not (folder / "config.json").is_file()
+        return folder_of_gguf(found[0]) if alone else folder
     name = os.fspath(name_or_folder)
+    if folder.is_file() and folder.suffix == ".gguf":
+        return folder_of_gguf(folder)
     if folder.is_file():
         raise FileNotFoundError(
             f"{name} is a file; pass the folder that holds it, with its config.json."

@@ -139,13 +139,14 @@ def look(
     past: Past | None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Gather by the layer's own rules, in compact; with a past, look at what it remembers too."""
+    scale = a.scale / (layer + 1 if a.scale_by_layer else 1)
     dropout = None
     module = Dropout(a.attention_dropout)
     if a.attention_dropout and module.has_rng("dropout"):
         dropout = module
     if past is None:
         y = attend(
-            q, k, v, scale=a.scale, segment_ids=segments, window=a.windows[layer],
+            q, k, v, scale=scale, segment_ids=segments, window=a.windows[layer],
             softcap=a.attention_softcap, implementation=s.attention, dropout=dropout,
         )  # fmt: skip
         return y, (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
@@ -153,7 +154,7 @@ def look(
         jax.lax.dynamic_update_slice_in_dim(old, new.transpose(0, 2, 1, 3), past.slot, 2)
         for old, new in ((past.keys, k), (past.values, v))
     )
-    return gather(q, k, v, past.seen, scale=a.scale, softcap=a.attention_softcap), (k, v)
+    return gather(q, k, v, past.seen, scale=scale, softcap=a.attention_softcap), (k, v)
 
 
 class Network(nn.Module):

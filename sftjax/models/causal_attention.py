@@ -15,6 +15,7 @@ References:
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -229,9 +230,10 @@ def _splash_kernel(
     else:
         one = splash.LocalMask(shape, window_size=(window - 1, 0), offset=0)
     with jax.ensure_compile_time_eval():
-        return splash.make_splash_mha_single_device(
+        kernel: Any = splash.make_splash_mha_single_device(
             splash.MultiHeadMask([one] * heads), attn_logits_soft_cap=softcap, interpret=interpret
         )
+    return kernel
 
 
 def _batched_dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:

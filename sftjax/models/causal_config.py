@@ -59,6 +59,8 @@ class CausalArchitecture:
     residual_dropout: float = 0.0
     embedding_dropout: float = 0.0
     learned_positions: bool = False
+    scale_by_layer: bool = False
+    """Whether scores are divided by the layer's number, the lowest being 1."""
 
 
 def llama(config: Mapping[str, Any]) -> CausalArchitecture:
@@ -210,8 +212,6 @@ def _read(
     require(config, SIZES)
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
     head_dim = _head_dim(config)
-    if ropes is None:
-        ropes = (_rope(config, 1e4),) * layers
     default = "gelu_pytorch_tanh" if activation == "hidden_activation" else "silu"
     more = {"scale": head_dim**-0.5, **more}
     return check_causal(
@@ -230,7 +230,7 @@ def _read(
             pad_token_id=config.get("pad_token_id"),
             tied=given(config, "tie_word_embeddings", tied),
             windows=windows or (None,) * layers,
-            ropes=ropes,
+            ropes=ropes or (_rope(config, 1e4),) * layers,
             attention_dropout=given(config, "attention_dropout", 0.0),
             **more,
         )

@@ -11,7 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from sftjax.core import Batch, PyTree, flatten
-from sftjax.models import causal, decoding
+from sftjax.models import causal, decoding, gpt2
 from sftjax.models.causal import REMAT, Inputs, Settings
 from sftjax.models.causal_attention import IMPLEMENTATIONS
 from sftjax.models.causal_config import READ, CausalArchitecture
@@ -32,7 +32,7 @@ class Family(NamedTuple):
 DECODERS: dict[str, Family] = {
     name: Family(read, causal.Decoder, "model/embed_tokens/embedding")
     for name, read in READ.items()
-}
+} | {"gpt2": Family(gpt2.gpt2, gpt2.Gpt2, "transformer/wte/embedding")}
 """`model_type` of a config -> how to build it."""
 
 KINDS = ("causal-lm", "sequence", "hidden")

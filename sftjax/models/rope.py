@@ -10,7 +10,7 @@ $\omega_i = b^{-2i/K}$ with the base b, unless the config scales the frequencies
 References:
   RoFormer: Su et al. 2021, arXiv:2104.09864
   linear: Chen et al. 2023, arXiv:2306.15595; yarn: Peng et al. 2023, arXiv:2309.00071
-  llama3: Grattafiori et al. 2024, arXiv:2407.21783; dynamic: the NTK-aware scaling in yarn's sec. 3.4
+  llama3: Grattafiori et al. 2024, arXiv:2407.21783; dynamic: section 3.4 of yarn's paper
 """
 
 import math
@@ -70,8 +70,8 @@ def read_rope(fields: Mapping[str, Any], width: int, longest: int, base: float) 
         )
     if fields.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(
-            f"partial_rotary_factor={fields['partial_rotary_factor']} in the config is not supported "
-            "(only 1.0): part of each head would be turned that was not in pretraining"
+            f"partial_rotary_factor={fields['partial_rotary_factor']} in the config is not "
+            "supported (only 1.0): part of each head would be turned that was not in pretraining"
         )
     if width % 2:
         raise ValueError(f"rotary positions turn pairs, and the head's width is {width}")

@@ -1,5 +1,12 @@
 """From `(params, batch)` to `Loss(sum, weight)`: pure losses, objectives, terms beside them."""
 
+from sftjax.objectives.causal import neftune, neftune_noise, next_token, targets
+from sftjax.objectives.chunked import (
+    TokenStats,
+    VocabMesh,
+    chunked_cross_entropy,
+    token_stats,
+)
 from sftjax.objectives.distill import (
     channel_importance,
     column,
@@ -26,23 +33,31 @@ from sftjax.objectives.text import (
 
 __all__ = [
     "Apply",
+    "TokenStats",
+    "VocabMesh",
     "binary_cross_entropy",
     "bregman",
     "channel_importance",
+    "chunked_cross_entropy",
     "classification",
     "column",
     "cross_entropy",
     "distill_features",
     "distill_logits",
     "multi_label",
+    "neftune",
+    "neftune_noise",
+    "next_token",
     "objective_of",
     "r3f",
     "regression",
     "slow_copy",
     "smart",
     "squared_error",
+    "targets",
     "token_classification",
     "token_cross_entropy",
+    "token_stats",
     "with_outputs",
     "with_term",
 ]

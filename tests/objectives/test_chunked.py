@@ -1,0 +1,139 @@
+"""Chunked cross-entropy is the plain one, in a fraction of its memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from sftjax.objectives.chunked import VocabMesh, chunked_cross_entropy, token_stats
+
+GIB = 2**30
+
+
+def plain(hidden, words, labels, weights, *, softcap=None, label_smoothing=0.0, z_loss=0.0):
+    z = jnp.einsum("nd,vd->nv", hidden, words, preferred_element_type=jnp.float32)
+    if softcap:
+        z = softcap * jnp.tanh(z / softcap)
+    log_p = jax.nn.log_softmax(z)
+    chosen = jnp.take_along_axis(log_p, labels[:, None], 1)[:, 0]
+    loss = -(1 - label_smoothing) * chosen - label_smoothing * log_p.mean(-1)
+    return jnp.sum(weights * (loss + z_loss * jnp.square(jax.nn.logsumexp(z, -1))))
+
+
+def problem(n=24, v=37, d=8, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    return (
+        jax.random.normal(keys[0], (n, d)),
+        jax.random.normal(keys[1], (v, d)),
+        jax.random.randint(keys[2], (n,), 0, v),
+        jax.random.uniform(keys[3], (n,)),
+    )
+
+
+@pytest.mark.parametrize("chunk", [5, 37, 64])
+@pytest.mark.parametrize(
+    "options", [{}, {"softcap": 3.0}, {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 9.0}]
+)
+def test_value_and_gradients_are_those_of_the_plain_loss(chunk, options):
+    hidden, words, labels, weights = problem()
+
+    def ours(hidden, words, weights):
+        loss = chunked_cross_entropy(hidden, words, labels, weights, chunk=chunk, **options)
+        return loss.sum, loss.weight
+
+    def theirs(hidden, words, weights):
+        return plain(hidden, words, labels, weights, **options)
+
+    (value, weight), grads = jax.jit(jax.value_and_grad(ours, (0, 1, 2), has_aux=True))(
+        hidden, words, weights
+    )
+    expected, expected_grads = jax.value_and_grad(theirs, (0, 1, 2))(hidden, words, weights)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(weight, weights.sum(), rtol=1e-6)
+    for found, wanted in zip(grads, expected_grads, strict=True):
+        scale = float(jnp.abs(wanted).max())
+        np.testing.assert_allclose(found, wanted, atol=1e-6 * scale, rtol=1e-6)
+
+
+def test_divergence_from_a_teacher_and_its_gradient():
+    hidden, words, labels, _ = problem()
+    hidden0, words0, _, _ = problem(d=6, seed=1)
+
+    def ours(hidden, words, hidden0):
+        stats = token_stats(hidden, words, labels, teacher=(hidden0, words0), chunk=7, softcap=5.0)
+        return stats.kl.sum()
+
+    def theirs(hidden, words):
+        log_p = jax.nn.log_softmax(5 * jnp.tanh(hidden @ words.T / 5))
+        log_p0 = jax.nn.log_softmax(5 * jnp.tanh(hidden0 @ words0.T / 5))
+        return jnp.sum(jnp.exp(log_p0) * (log_p0 - log_p))
+
+    value, grads = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(hidden, words, hidden0)
+    expected, expected_grads = jax.value_and_grad(theirs, (0, 1))(hidden, words)
+    np.testing.assert_allclose(value, expected, rtol=2e-6)
+    for found, wanted in zip(grads[:2], expected_grads, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=2e-6 * float(jnp.abs(wanted).max()))
+    assert not np.any(grads[2])  # nothing flows into the teacher
+
+
+def test_a_vocabulary_cut_over_devices_gives_the_same():
+    hidden, words, labels, weights = problem(n=24, v=40)
+    mesh = Mesh(np.array(jax.devices()[:8]).reshape(2, 4), ("data", "vocab"))
+    sharded = VocabMesh(mesh, "vocab", "data")
+    teacher = problem(n=24, v=40, seed=1)[:2]
+
+    def run(hidden, words, where):
+        stats = token_stats(
+            hidden, words, labels, teacher=teacher, chunk=4, sharded=where, softcap=6.0
+        )
+        return jnp.sum(weights * (stats.nll + stats.mean + stats.kl)), stats
+
+    whole = jax.jit(jax.value_and_grad(lambda h, w: run(h, w, None), (0, 1), has_aux=True))
+    parts = jax.jit(jax.value_and_grad(lambda h, w: run(h, w, sharded), (0, 1), has_aux=True))
+    for found, wanted in zip(
+        jax.tree.leaves(parts(hidden, words)), jax.tree.leaves(whole(hidden, words)), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+    # A frozen head, too.
+    frozen = jax.grad(lambda h: run(h, words, sharded)[0])(hidden)
+    np.testing.assert_allclose(frozen, whole(hidden, words)[1][0], rtol=2e-5, atol=2e-5)
+
+
+def compiled(loss, argnums, tokens=4096, vocab=131_072, width=1024):
+    shapes = (
+        jax.ShapeDtypeStruct((tokens, width), jnp.bfloat16),
+        jax.ShapeDtypeStruct((vocab, width), jnp.bfloat16),
+        jax.ShapeDtypeStruct((tokens,), jnp.int32),
+        jax.ShapeDtypeStruct((tokens,), jnp.float32),
+    )
+    return jax.jit(jax.value_and_grad(loss, argnums)).lower(*shapes).compile()
+
+
+def ours(hidden, words, labels, weights):
+    return chunked_cross_entropy(hidden, words, labels, weights, z_loss=1e-4).sum
+
+
+@pytest.mark.parametrize(("argnums", "most"), [((0, 1), 1.2), (0, 0.8)])
+def test_4096_tokens_of_a_128k_vocabulary_take_little_memory(argnums, most):
+    memory = compiled(ours, argnums).memory_analysis()
+    assert memory.temp_size_in_bytes <= most * GIB
+    against = compiled(plain, argnums).memory_analysis()
+    assert against.temp_size_in_bytes >= 4.2 * GIB  # so the figure means what it says
+
+
+def test_the_gradient_of_a_frozen_head_is_not_computed():
+    flops = [
+        compiled(ours, argnums, 128, 1024, 64).cost_analysis()["flops"] for argnums in ((0, 1), 0)
+    ]
+    one_product = 2 * 128 * 1024 * 64
+    assert flops[0] - flops[1] > 0.9 * one_product
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    hidden, words, labels, _ = problem()
+    with pytest.raises(ValueError, match="do not fit"):
+        token_stats(hidden, words[:, :4], labels)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("vocab",))
+    with pytest.raises(ValueError, match="cannot be cut evenly"):
+        token_stats(hidden, words, labels, sharded=VocabMesh(mesh, "vocab"))
