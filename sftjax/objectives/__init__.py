@@ -14,6 +14,13 @@ from sftjax.objectives.losses import (
     squared_error,
     token_cross_entropy,
 )
+from sftjax.objectives.seq2seq import (
+    counted_tokens,
+    distill_teacher,
+    sequence_cross_entropy,
+    sequence_to_sequence,
+    with_teacher,
+)
 from sftjax.objectives.smooth import bregman, r3f, slow_copy, smart
 from sftjax.objectives.text import (
     Apply,
@@ -31,18 +38,23 @@ __all__ = [
     "channel_importance",
     "classification",
     "column",
+    "counted_tokens",
     "cross_entropy",
     "distill_features",
     "distill_logits",
+    "distill_teacher",
     "multi_label",
     "objective_of",
     "r3f",
     "regression",
+    "sequence_cross_entropy",
+    "sequence_to_sequence",
     "slow_copy",
     "smart",
     "squared_error",
     "token_classification",
     "token_cross_entropy",
     "with_outputs",
+    "with_teacher",
     "with_term",
 ]

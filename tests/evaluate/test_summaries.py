@@ -12,24 +12,8 @@ pytest.importorskip("rouge_score")
 pytest.importorskip("sacrebleu")
 
 WORDS = [
-    "the",
-    "a",
-    "cat",
-    "cats",
-    "dog",
-    "ran",
-    "running",
-    "runs",
-    "sat",
-    "on",
-    "mat,",
-    "of",
-    "and",
-    "it.",
-    "was!",
-    "green-ish",
-    "12",
-    "naïve",
+    *("the", "a", "cat", "cats", "dog", "ran", "running", "runs", "sat"),
+    *("on", "mat,", "of", "and", "it.", "was!", "green-ish", "12", "naïve"),
 ]
 
 
