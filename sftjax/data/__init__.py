@@ -7,6 +7,9 @@ from sftjax.data.batches import Batches, bucket_lengths
 from sftjax.data.encoded import Encoded, pack
 from sftjax.data.holdout import hold_out
 from sftjax.data.labels import Labels, classes, multi_label, regression, token_labels
+from sftjax.data.packed_pairs import PackedPairs
+from sftjax.data.pair_batches import PairBatches
+from sftjax.data.pairs import TEMPLATES, Pairs, Policy, columns_of, encode_pairs, fill
 from sftjax.data.prefetch import prefetch
 from sftjax.data.sources import read, splits
 from sftjax.data.table import Table, texts
@@ -17,10 +20,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ASSETS",
+    "TEMPLATES",
     "Asset",
     "Batches",
     "Encoded",
     "Labels",
+    "PackedPairs",
+    "PairBatches",
+    "Pairs",
+    "Policy",
     "RatedSentences",
     "Table",
     "Tokenizer",
@@ -28,9 +36,12 @@ __all__ = [
     "bucket_lengths",
     "cache_folder",
     "classes",
+    "columns_of",
     "encode",
+    "encode_pairs",
     "encode_words",
     "fetch",
+    "fill",
     "hold_out",
     "multi_label",
     "pack",
