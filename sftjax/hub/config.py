@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sftjax.hub.families import WEIGHT_MAPS
+from sftjax.hub.seq2seq_names import SEQ2SEQ
 from sftjax.models import Head
 from sftjax.models.head import KINDS
 
@@ -23,12 +24,16 @@ _SUFFIXES = {
     "ForTokenClassification": "token",
     "ForMaskedLM": "masked-lm",
     "ForPreTraining": "masked-lm",
+    "ForConditionalGeneration": "seq2seq-lm",
+    "T5WithLMHeadModel": "seq2seq-lm",
+    "MTModel": "seq2seq-lm",
     "Model": "hidden",
 }
 _CLASSES = {
     "sequence": "ForSequenceClassification",
     "token": "ForTokenClassification",
     "masked-lm": "ForMaskedLM",
+    "seq2seq-lm": "ForConditionalGeneration",
 }
 _HEAD_FIELD = "sftjax_head"  # which of the bare heads it is, where that is not "hidden"
 
@@ -140,7 +145,8 @@ def choose_head(
                 " the Head, or pass its kind as a word."
             )
         return head
-    kind = head or config.get(_HEAD_FIELD) or (stored if stored in KINDS else "hidden")
+    other = "seq2seq-lm" if config.get("model_type") in SEQ2SEQ else "hidden"
+    kind = head or config.get(_HEAD_FIELD) or (stored if stored in KINDS else other)
     if kind not in KINDS:
         raise ValueError(f"head {kind!r} is not known. Choose one of {', '.join(KINDS)}.")
     if kind not in LABELLED:
@@ -199,4 +205,5 @@ def class_name(config: Mapping[str, Any], kind: str) -> str:
     stored = stored_kind(config)
     if (stored == kind or (stored == "hidden" and kind in BARE)) and (name := architecture(config)):
         return name
-    return WEIGHT_MAPS[config["model_type"]].stem + _CLASSES.get(kind, "Model")
+    table = WEIGHT_MAPS[config["model_type"]]
+    return table.stem + table.classes.get(kind, _CLASSES.get(kind, "Model"))

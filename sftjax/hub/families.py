@@ -6,6 +6,7 @@ head of BERT's pretraining, a question-answering head): known, not loaded, repor
 
 from sftjax.hub.encoder_names import ENCODERS
 from sftjax.hub.names import WeightMap
+from sftjax.hub.seq2seq_names import SEQ2SEQ
 
-WEIGHT_MAPS: dict[str, WeightMap] = {**ENCODERS}
+WEIGHT_MAPS: dict[str, WeightMap] = {**ENCODERS, **SEQ2SEQ}
 """`model_type` of the config -> its table."""

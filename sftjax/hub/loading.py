@@ -16,6 +16,7 @@ from sftjax.core import PyTree, flatten, unflatten
 from sftjax.hub.config import choose_head, read_config
 from sftjax.hub.matching import Match, match
 from sftjax.hub.report import LoadReport
+from sftjax.hub.seq2seq_names import settled
 from sftjax.hub.source import find_folder, tokenizer_files
 from sftjax.hub.weights import Weights, open_weights
 from sftjax.models import Head, Model, build
@@ -68,8 +69,9 @@ def load(
     folder = find_folder(name_or_folder)
     config = read_config(folder)
     chosen = choose_head(config, head, labels, problem_type)
-    model = build(config, chosen, dtype=dtype)
     weights = open_weights(folder)
+    config = settled(config, weights.tensors)
+    model = build(config, chosen, dtype=dtype)
     labels_given = isinstance(head, Head) or bool(labels)
     matched = match(model, weights, labels_given=labels_given, ignore=ignore)
     report = LoadReport(

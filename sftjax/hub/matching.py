@@ -67,7 +67,8 @@ def match(
     aliases = {
         name: path
         for name, path in placed.aliases.items()
-        if model.head.kind == "masked-lm" and (tied or _equal(weights, name, found[path]))
+        if model.head.kind in ("masked-lm", "seq2seq-lm")
+        and (tied or _equal(weights, name, found[path]))
     }
     ignored = tuple(name for name in placed.unknown if _allowed(name, ignore))
     absent = [path for path in shapes if path not in found]
@@ -125,6 +126,8 @@ def _optional(model: Model, table: WeightMap, shapes: Mapping[str, Any]) -> set[
     """Leaves that a checkpoint of another kind of head cannot be expected to hold."""
     if stored_kind(model.config) == model.head.kind:
         return set()
+    if not table.trunk:  # its paths have no segment of their own
+        return {path for path in shapes if matches(table.output[model.head.kind], path)}
     optional = {path for path in shapes if not matches(table.trunk, path)}
     if model.head.kind == "sequence":  # its pooler can be trained with the head; an embedding's not
         optional |= {path for path in shapes if matches(f"{table.trunk}/pooler", path)}

@@ -43,7 +43,9 @@ class WeightMap(NamedTuple):
     buffers: tuple[str, ...] = ()
     """Tensors that are not weights; kept, and written back."""
     output: Mapping[str, str] = {}
-    """Head kind -> the layer whose size is the number of labels."""
+    """Head kind -> the layer whose size is the number of labels, or that of the vocabulary."""
+    classes: Mapping[str, str] = {}
+    """Head kind -> how the name of its class ends, where that is not the usual ending."""
 
 
 class Place(NamedTuple):

@@ -21,7 +21,7 @@ from sftjax.hub.config import BARE, architecture, class_name, describe
 from sftjax.hub.families import WEIGHT_MAPS
 from sftjax.hub.names import WeightMap, place, place_paths
 from sftjax.hub.report import LoadReport, some
-from sftjax.hub.source import tokenizer_files
+from sftjax.hub.source import GENERATION, tokenizer_files
 from sftjax.hub.tensor_files import FLOATS
 from sftjax.hub.weights import MAX_SHARD_SIZE, write_bytes, write_text, write_weights
 from sftjax.models import Model
@@ -82,6 +82,10 @@ def save(
         source = pathlib.Path(origin or "") / name
         if source.resolve() != (folder / name).resolve():
             write_bytes(folder / name, source.read_bytes())
+    if report is not None:
+        settings = report.folder / GENERATION
+        if settings.is_file() and settings.resolve() != (folder / GENERATION).resolve():
+            write_bytes(folder / GENERATION, settings.read_bytes())
     write_text(folder / "README.md", text)
     return folder
 
@@ -188,5 +192,5 @@ def _untied(
     return {
         alias: tensors[target]
         for alias, target in table.ties
-        if alias not in rows and alias not in tensors
+        if alias.endswith(".bias") and alias not in rows and alias not in tensors
     }

@@ -19,6 +19,9 @@ TOKENIZER_FILES = (
 )
 """What a tokenizer can consist of; a folder has some of them."""
 
+GENERATION = "generation_config.json"
+"""How a model that writes text is to be asked for it."""
+
 
 def find_folder(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
     """Return the local folder of a checkpoint, fetching it from the Hub if it is not one already.
@@ -45,7 +48,9 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
             f"there is no folder {name}. Check the path; a model on the Hub is named like "
             "owner/model."
         )
-    fetched = _fetch(name, ["config.json", *TOKENIZER_FILES, SINGLE, INDEX, SHARDS, "README.md"])
+    fetched = _fetch(
+        name, ["config.json", GENERATION, *TOKENIZER_FILES, SINGLE, INDEX, SHARDS, "README.md"]
+    )
     if not (fetched / SINGLE).is_file() and not (fetched / INDEX).is_file():
         fetched = _fetch(name, [MSGPACK])
     return fetched

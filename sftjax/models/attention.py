@@ -42,17 +42,20 @@ def attend(
     bias_BTS: Array,
     heads: int,
     dropout: Callable[[Array], Array] = lambda weights: weights,
+    scale: float | None = None,
 ) -> Array:
-    """Return `softmax(q k' / sqrt(K) + bias) v` of each head, side by side.
+    """Return `softmax(scale * q k' + bias) v` of each head, side by side.
 
     The softmax is divided by its total after the product with v, where it is T/K times smaller; a
     backward pass then keeps one (G, T, S) array instead of three.
 
     Args:
-      q_ND, k_ND, v_ND: (B*T, D), queries, keys and values.
-      bias_BTS: (B, 1 or T, T) float32, from `attention_bias`.
+      q_ND, k_ND, v_ND: (B*T, D), (B*S, D) and (B*S, D), queries, keys and values.
+      bias_BTS: (B, 1 or T, S) float32, from `attention_bias`; or (B, H, 1 or T, S), one for each
+        head.
       heads: H, a divisor of D.
-      dropout: applied to the attention weights, (B*H, T, T).
+      dropout: applied to the attention weights, (B*H, T, S).
+      scale: of the scores; `K ** -0.5` if None.
 
     Returns:
       (B*T, D) in v's dtype; scores and softmax are float32.
@@ -62,10 +65,11 @@ def attend(
     (2, 4)
     """
     rows, width = bias_BTS.shape[0], q_ND.shape[-1]
-    scale = (width // heads) ** -0.5
+    scale = (width // heads) ** -0.5 if scale is None else scale
+    bias_BHTS = bias_BTS if bias_BTS.ndim == 4 else bias_BTS[:, None]
     q_GTK, k_GSK, v_GSK = (_split_heads(x, rows, heads) for x in (q_ND * scale, k_ND, v_ND))
     s_GTS = _batched_dot(q_GTK, k_GSK, 2, 2)
-    s_GTS = (s_GTS.reshape(rows, heads, *s_GTS.shape[1:]) + bias_BTS[:, None]).reshape(s_GTS.shape)
+    s_GTS = (s_GTS.reshape(rows, heads, *s_GTS.shape[1:]) + bias_BHTS).reshape(s_GTS.shape)
     e_GTS = jnp.exp(s_GTS - jax.lax.stop_gradient(s_GTS.max(-1, keepdims=True)))
     total_GT = e_GTS.sum(-1)
     o_GTK = _batched_dot(dropout(e_GTS.astype(v_ND.dtype)), v_GSK, 2, 1)

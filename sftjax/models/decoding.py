@@ -12,6 +12,16 @@ Cache = PyTree
 Every leaf has the rows of the batch as its first axis, so that beams are reordered by `take`."""
 
 
+class WithSource(NamedTuple):
+    """A cache in two parts, where beams of one row share what is long and never changes."""
+
+    moving: PyTree
+    """Reordered as beams live and die; one row for each row of tokens."""
+    source: PyTree
+    """What was read of the source: one row for each row of the *batch*. A step is then given
+    `beams` neighbouring rows of tokens for each of these, and neither copies nor moves them."""
+
+
 class Decoder(NamedTuple):
     """A model that gives one token after the other, as two pure functions."""
 

@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
-KINDS = ("sequence", "token", "masked-lm", "pooled", "first", "mean", "hidden")
+ENCODER_KINDS = ("sequence", "token", "masked-lm", "pooled", "first", "mean", "hidden")
+"""The kinds that encoders of text have."""
+KINDS = (*ENCODER_KINDS, "seq2seq-lm")
 PER_TOKEN = ("token", "masked-lm", "hidden")
 """The kinds with an output for each token; the others have one for each row."""
 FIRST_TOKEN = ("sequence", "pooled", "first")
@@ -20,7 +22,8 @@ class Head(NamedTuple):
     kind: str
     """`sequence`: logits (B, L) of a row; `token`: logits (B, T, L) of each token; `masked-lm`:
     logits (B, T, V); `pooled`: the pooler's embedding (B, D); `first` and `mean`: the first
-    token and the mean (B, D) of the last hidden states; `hidden`: those states (B, T, D)."""
+    token and the mean (B, D) of the last hidden states; `hidden`: those states (B, T, D);
+    `seq2seq-lm`: logits (B, U, V) of an encoder-decoder's targets."""
     labels: tuple[str, ...] = ()
     """Class names in the order of their ids (`sequence` and `token`)."""
     problem_type: str = "single_label_classification"

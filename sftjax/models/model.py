@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from sftjax.core import Batch, PyTree
 from sftjax.models.head import Head
+from sftjax.models.seq2seq_model import SEQ2SEQ, build_seq2seq
 from sftjax.models.text_encoder import ENCODERS, build_encoder
 
 
@@ -53,6 +54,7 @@ Build = Callable[[Mapping[str, Any], Head, DTypeLike], Model]
 
 FAMILIES: dict[str, Build] = {
     **dict.fromkeys(ENCODERS, build_encoder),
+    **dict.fromkeys(SEQ2SEQ, build_seq2seq),
 }
 """`model_type` of a config -> how to build it."""
 

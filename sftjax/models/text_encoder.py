@@ -16,7 +16,7 @@ from sftjax.models.architecture import Architecture
 from sftjax.models.attention import attention_bias
 from sftjax.models.embedding import positions
 from sftjax.models.encoder import Inputs
-from sftjax.models.head import PER_TOKEN, Head, check_head
+from sftjax.models.head import ENCODER_KINDS, PER_TOKEN, Head, check_head
 
 
 class Encoding(NamedTuple):
@@ -166,6 +166,8 @@ def build_encoder(config: Mapping[str, Any], head: Head, dtype: DTypeLike) -> Te
     family = ENCODERS[name]
     architecture = family.read(config)
     check_head(head)
+    if head.kind not in ENCODER_KINDS:
+        raise ValueError(f"a {name} is an encoder and has no head {head.kind!r}")
     if head.kind == "pooled" and not family.has_pooler:
         raise ValueError(f"a {name} has no pooler; use the head 'mean' or 'hidden'")
     longest = architecture.max_positions

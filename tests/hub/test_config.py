@@ -6,7 +6,7 @@ import pytest
 
 from sftjax.hub.config import choose_head, class_name, describe, read_config, stored_labels
 from sftjax.models import Head
-from sftjax.models.head import KINDS
+from sftjax.models.head import ENCODER_KINDS
 
 BASE = {"model_type": "bert", "architectures": ["BertModel"]}
 REVIEWS = {
@@ -67,7 +67,7 @@ def test_what_cannot_be_decided_is_asked_back(config, asked, reason):
         choose_head(config, **asked)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODER_KINDS)
 @pytest.mark.parametrize("config", [BASE, REVIEWS], ids=["base", "reviews"])
 def test_the_saved_config_gives_the_head_back(config, kind):
     labels = ("a", "b", "c") if kind in ("sequence", "token") else ()

@@ -8,7 +8,7 @@ import pytest
 
 from sftjax.core import flatten
 from sftjax.models import Head, build
-from sftjax.models.head import KINDS
+from sftjax.models.head import ENCODER_KINDS
 from sftjax.models.text_encoder import ENCODERS
 
 WIDTH, TOKENS, VOCABULARY = 64, 10, 50
@@ -37,7 +37,7 @@ def batch(rows=2, **more):
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), **more}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODER_KINDS)
 @pytest.mark.parametrize("family", ENCODERS)
 def test_shapes(family, kind):
     if family == "distilbert" and kind == "pooled":
@@ -175,7 +175,7 @@ def test_a_row_too_long_is_refused_with_both_numbers(family, longest):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"model_type": "t5"}, "model_type 't5' is not .* bert, roberta, xlm-roberta, distilbert"),
+    ({"model_type": "t6"}, "model_type 't6' is not .* bert, roberta, xlm-roberta, distilbert"),
     ({"model_type": None}, "model_type None"),
     ({"hidden_size": None, "vocab_size": None}, "lacks vocab_size, hidden_size"),
     ({"hidden_size": 30}, "30 is not a multiple of the 4 attention heads"),
