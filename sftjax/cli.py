@@ -1,4 +1,4 @@
-"""The command line: `sftjax classify`, `compare`, `merge`, `predict`, `inspect` and `demo`."""
+"""The command line: `sftjax classify`, `summarize`, `generate`, `predict`, `compare` and more."""
 
 import sys
 from typing import Annotated
@@ -8,13 +8,18 @@ import tyro
 from sftjax.recipes.classify import Classify, classify
 from sftjax.recipes.compare import Compare, compare
 from sftjax.recipes.demo import Demo, demo
+from sftjax.recipes.generate import Generate, generate_text
 from sftjax.recipes.inspect import Inspect, inspect
 from sftjax.recipes.merge import Merge, merge
 from sftjax.recipes.predict import Predict, predict_text
+from sftjax.recipes.summarize import summarize
+from sftjax.recipes.summarize_job import Summarize
 from sftjax.train import keep_freed_memory
 
 Command = (
     Annotated[Classify, tyro.conf.subcommand("classify")]
+    | Annotated[Summarize, tyro.conf.subcommand("summarize")]
+    | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
@@ -37,6 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
         match job:
             case Classify():
                 classify(job)
+            case Summarize():
+                summarize(job)
+            case Generate():
+                generate_text(job)
             case Compare():
                 compare(job)
             case Merge():

@@ -1,6 +1,7 @@
 """Models as Flax modules whose params have the checkpoint's own names; nothing about files."""
 
 from sftjax.models.architecture import Architecture
+from sftjax.models.encoder_apart import encoder_apart
 from sftjax.models.head import Head
 from sftjax.models.model import FAMILIES, Model, build
 from sftjax.models.seq2seq import shift_right
@@ -17,6 +18,7 @@ __all__ = [
     "Split",
     "TextEncoder",
     "build",
+    "encoder_apart",
     "shift_right",
     "split",
 ]

@@ -1,6 +1,7 @@
 """From `(params, batch)` to `Loss(sum, weight)`: pure losses, objectives, terms beside them."""
 
 from sftjax.objectives.distill import (
+    Counts,
     channel_importance,
     column,
     distill_features,
@@ -33,6 +34,7 @@ from sftjax.objectives.text import (
 
 __all__ = [
     "Apply",
+    "Counts",
     "binary_cross_entropy",
     "bregman",
     "channel_importance",
