@@ -117,7 +117,7 @@ class Seq2SeqModel:
     @property
     def decoder(self) -> Decoder:
         """One token after the other; `start` reads the sources of a batch and the start token."""
-        return Decoder(self._start, self._step)
+        return Decoder(self._start, self._step, self._prompt)
 
     @property
     def decoder_start_token_id(self) -> int:
@@ -189,6 +189,11 @@ class Seq2SeqModel:
         kept = SEQ2SEQ[self.family].room(self.architecture, rows, new_tokens, self.dtype)
         tokens = jnp.full((rows,), self.decoder_start_token_id, jnp.int32)
         return self._advance(params, tokens, source, kept, jnp.zeros(rows, jnp.int32), mask)
+
+    def _prompt(self, batch: Batch) -> tuple[Array, Array]:
+        rows = len(_entry(batch, "input_ids", None))
+        start = jnp.full((rows, 1), self.decoder_start_token_id, jnp.int32)
+        return start, jnp.ones_like(start)
 
     def _step(self, params: PyTree, tokens: Array, cache: WithSource) -> tuple[Array, WithSource]:
         (own, index), (blocks, mask) = cache
