@@ -79,7 +79,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "stop_strings": (None, []),
     "max_time": (None,),
 }
-"""Fields that would change what is generated and are not built here, with the values that do not."""
+"""Fields that change what is generated and are not built here, with the values that do not."""
 
 _TUPLES = ("suppress_tokens", "begin_suppress_tokens", "eos_token_id")
 
@@ -185,8 +185,8 @@ def checked(settings: GenerationSettings) -> GenerationSettings:
         raise ValueError(f"num_beams={s.num_beams} must be at least 1")
     if s.do_sample and s.num_beams > 1:
         raise ValueError(
-            f"do_sample with num_beams={s.num_beams} is not built here; sample with num_beams=1, or "
-            "search beams without sampling"
+            f"do_sample with num_beams={s.num_beams} is not built here; sample with num_beams=1, "
+            "or search beams without sampling"
         )
     if s.early_stopping not in (True, False, "never"):
         raise ValueError(f"early_stopping={s.early_stopping!r}; it is True, False or 'never'")
