@@ -1,4 +1,4 @@
-"""The command line: `sftjax classify`, `chat`, `talk`, `compare`, `merge`, `predict`, `inspect`, `demo`."""
+"""The command line: `sftjax classify`, `summarize`, `chat`, `compare`, `predict` and more."""
 
 import sys
 from typing import Annotated
@@ -9,9 +9,12 @@ from sftjax.recipes.chat import TuneChat, chat
 from sftjax.recipes.classify import Classify, classify
 from sftjax.recipes.compare import Compare, compare
 from sftjax.recipes.demo import Demo, demo
+from sftjax.recipes.generate import Generate, generate_text
 from sftjax.recipes.inspect import Inspect, inspect
 from sftjax.recipes.merge import Merge, merge
 from sftjax.recipes.predict import Predict, predict_text
+from sftjax.recipes.summarize import summarize
+from sftjax.recipes.summarize_job import Summarize
 from sftjax.recipes.talk import Talk, talk
 from sftjax.train import keep_freed_memory
 
@@ -19,6 +22,8 @@ Command = (
     Annotated[Classify, tyro.conf.subcommand("classify")]
     | Annotated[TuneChat, tyro.conf.subcommand("chat")]
     | Annotated[Talk, tyro.conf.subcommand("talk")]
+    | Annotated[Summarize, tyro.conf.subcommand("summarize")]
+    | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
@@ -45,6 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
                 chat(job)
             case Talk():
                 talk(job)
+            case Summarize():
+                summarize(job)
+            case Generate():
+                generate_text(job)
             case Compare():
                 compare(job)
             case Merge():

@@ -35,6 +35,12 @@ def rated_sentences() -> pathlib.Path:
     return asset("rated-sentences")
 
 
+@pytest.fixture(scope="session")
+def flan_t5() -> pathlib.Path:
+    """The folder of the real Flan-T5-small that writes titles."""
+    return asset("flan-t5-titles")
+
+
 def asset(name: str) -> pathlib.Path:
     """Fetch a real asset; skip without a network, unless the environment says it must be there."""
     from sftjax.data import fetch

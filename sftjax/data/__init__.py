@@ -9,7 +9,10 @@ from sftjax.data.conversation import Conversation, conversations
 from sftjax.data.encoded import Encoded, pack
 from sftjax.data.holdout import hold_out
 from sftjax.data.labels import Labels, classes, multi_label, regression, token_labels
+from sftjax.data.packed_pairs import PackedPairs
 from sftjax.data.packing import ChatBatches, Packing, best_fit
+from sftjax.data.pair_batches import PairBatches
+from sftjax.data.pairs import TEMPLATES, Pairs, Policy, columns_of, encode_pairs, fill
 from sftjax.data.prefetch import prefetch
 from sftjax.data.show import Shown, show
 from sftjax.data.sources import read, splits
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ASSETS",
+    "TEMPLATES",
     "Asset",
     "Audit",
     "Batches",
@@ -32,7 +36,11 @@ __all__ = [
     "Conversation",
     "Encoded",
     "Labels",
+    "PackedPairs",
     "Packing",
+    "PairBatches",
+    "Pairs",
+    "Policy",
     "RatedSentences",
     "Shown",
     "Table",
@@ -43,11 +51,14 @@ __all__ = [
     "cache_folder",
     "check_vocabulary",
     "classes",
+    "columns_of",
     "conversations",
     "encode",
     "encode_chat",
+    "encode_pairs",
     "encode_words",
     "fetch",
+    "fill",
     "hold_out",
     "multi_label",
     "pack",

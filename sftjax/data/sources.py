@@ -30,6 +30,7 @@ def read(
     |---|---|
     | `reviews.csv`, `.tsv`, `.jsonl`, `.ndjson`, `.parquet` | the file |
     | `folder/` | `train.*`, `validation.*` (`valid`, `val`, `dev`) or `test.*` in it |
+    | `asset:NAME[:split]` | a data set that is fetched by name (`debian-synopses`, ...) |
     | `tfds:NAME[/config][:version][:split]` | a data set of TFDS, through `as_data_source` |
     | a `tfds.core.DatasetBuilder` | the same |
 
@@ -54,6 +55,10 @@ def read(
         from sftjax.data.tfds_source import read_name
 
         return read_name(str(source).removeprefix("tfds:"), split, data_dir)
+    if str(source).startswith("asset:"):
+        from sftjax.data.asset_source import read_asset
+
+        return read_asset(str(source).removeprefix("asset:"), split)
     path = Path(source).expanduser()
     if path.is_dir():
         return _read_folder(path, split)
@@ -87,6 +92,11 @@ def splits(
 
         builder, fixed = builder_of(str(source).removeprefix("tfds:"), data_dir)
         return (fixed,) if fixed else tuple(builder.info.splits)
+    if str(source).startswith("asset:"):
+        from sftjax.data.asset_source import SPLITS, name_and_split
+
+        fixed = name_and_split(str(source).removeprefix("asset:"))[1]
+        return (fixed,) if fixed else SPLITS
     path = Path(source).expanduser()
     return tuple(_split_files(path)) if path.is_dir() else ()
 

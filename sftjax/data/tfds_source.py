@@ -1,5 +1,7 @@
 """Read data sets of TFDS as tables, through random access and without TensorFlow."""
 
+import importlib
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ def builder_of(
         raise ValueError(
             f"tfds:{name}:{':'.join(rest)} is not tfds:NAME[/config][:version][:split]"
         )
+    _register(name.split("/")[0])
     try:
         builder = tfds.builder(
             f"{name}:{version}" if version else name, data_dir=data_dir and str(data_dir)
@@ -98,6 +101,14 @@ def read_builder(builder: tfds.core.DatasetBuilder, split: str | None) -> Table:
             if isinstance(feature, tfds.features.ClassLabel) and feature.names
         },
     )
+
+
+def _register(name: str) -> None:
+    """Import the module of a data set that TFDS knows only once its room is looked into."""
+    # Without a name like that, asking costs a look at a folder; the room's own import, TensorFlow.
+    module = f"tensorflow_datasets.summarization.{name}"
+    if name.isidentifier() and importlib.util.find_spec(module) is not None:
+        importlib.import_module(module)
 
 
 def _column(values: list[Any]) -> Any:

@@ -22,6 +22,7 @@ from sftjax.evaluate.classification import (
     per_class,
     weighted_f1,
 )
+from sftjax.evaluate.copying import Copied, Lengths, copied, lead, lengths, sentences
 from sftjax.evaluate.moved import Moved, block_names, largest_singular_value, moved, whole
 from sftjax.evaluate.multilabel import (
     multilabel_macro_f1,
@@ -44,8 +45,16 @@ from sftjax.evaluate.ranking import (
 from sftjax.evaluate.regression import mae, mse, pearson, r2, rmse, spearman
 from sftjax.evaluate.retention import Drift, Forgetting, Retention, retention
 from sftjax.evaluate.retrieval import Retrieval, same_group_retrieval
+from sftjax.evaluate.rouge import Overlap, mean_interval, rouge
 from sftjax.evaluate.similarity import kl_divergence, linear_cka
 from sftjax.evaluate.standard import metrics, standard
+from sftjax.evaluate.summaries import (
+    SUMMARY_COLUMNS,
+    Summaries,
+    lead_words,
+    leads,
+    measure_summaries,
+)
 from sftjax.evaluate.tables import cell, table, table_markdown, table_rich
 from sftjax.evaluate.tokens import (
     Entity,
@@ -58,22 +67,28 @@ from sftjax.evaluate.tokens import (
     tags_of_ids,
     token_accuracy,
 )
+from sftjax.evaluate.translation import bleu, chrf
 from sftjax.evaluate.write import write_predictions
 
 __all__ = [
+    "SUMMARY_COLUMNS",
     "Bins",
+    "Copied",
     "Drift",
     "Entity",
     "EntityScores",
     "Forgetting",
     "Interval",
+    "Lengths",
     "Measured",
     "Metric",
     "Moved",
+    "Overlap",
     "PerClass",
     "Point",
     "Retention",
     "Retrieval",
+    "Summaries",
     "Undefined",
     "accuracy",
     "auroc",
@@ -82,12 +97,15 @@ __all__ = [
     "average_precision",
     "average_ranks",
     "balanced_accuracy",
+    "bleu",
     "block_names",
     "bootstrap",
     "brier",
     "calibration_bins",
     "cell",
+    "chrf",
     "confusion_matrix",
+    "copied",
     "domains",
     "ece",
     "entities",
@@ -97,12 +115,18 @@ __all__ = [
     "entity_scores",
     "kl_divergence",
     "largest_singular_value",
+    "lead",
+    "lead_words",
+    "leads",
+    "lengths",
     "linear_cka",
     "log_softmax",
     "loss_curve",
     "macro_f1",
     "mae",
     "mcc",
+    "mean_interval",
+    "measure_summaries",
     "metrics",
     "moved",
     "moved_per_block",
@@ -123,7 +147,9 @@ __all__ = [
     "reliability",
     "retention",
     "rmse",
+    "rouge",
     "same_group_retrieval",
+    "sentences",
     "sigmoid",
     "softmax",
     "spearman",

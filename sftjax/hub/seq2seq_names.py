@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sftjax.hub.names import Row, WeightMap, dense, embedding, norm
+from sftjax.hub.names import Row, WeightMap, dense, embedding, norm, parameter
 
 HEAD = "lm_head.weight"
 
@@ -40,7 +40,44 @@ def _t5() -> WeightMap:
     )
 
 
-SEQ2SEQ: dict[str, WeightMap] = {"t5": _t5(), "mt5": _t5()._replace(stem="MT5")}
+def _bart(stem: str) -> WeightMap:
+    rows = [*embedding("model.shared"), *parameter("final_logits_bias"), *_without_bias("lm_head")]
+    for stack in ("encoder", "decoder"):
+        block = f"model.{stack}.layers.{{}}"
+        rows += embedding(f"model.{stack}.embed_positions")
+        rows += norm(f"model.{stack}.layernorm_embedding") + norm(f"model.{stack}.layer_norm")
+        for attention in ("self_attn", "encoder_attn")[: 1 if stack == "encoder" else 2]:
+            for name in ("q", "k", "v", "out"):
+                rows += dense(f"{block}.{attention}.{name}_proj")
+            rows += norm(f"{block}.{attention}_layer_norm")
+        rows += dense(f"{block}.fc1") + dense(f"{block}.fc2")
+        rows += norm(f"{block}.final_layer_norm")
+    return WeightMap(
+        stem=stem,
+        trunk="model",
+        rows=tuple(rows),
+        ties=tuple(
+            (alias, "model.shared.weight")
+            for alias in (HEAD, *(f"model.{s}.embed_tokens.weight" for s in ("encoder", "decoder")))
+        ),
+    )
+
+
+def _sinusoidal(table: WeightMap) -> WeightMap:
+    """Places are computed; files written long ago have them as tensors."""
+    places = tuple(f"model.{stack}.embed_positions.weight" for stack in ("encoder", "decoder"))
+    rows = tuple(row for row in table.rows if row.tensor not in places)
+    return table._replace(rows=rows, buffers=places)
+
+
+SEQ2SEQ: dict[str, WeightMap] = {
+    "t5": _t5(),
+    "mt5": _t5()._replace(stem="MT5"),
+    "bart": _bart("Bart"),
+    "mbart": _bart("MBart"),
+    "pegasus": _sinusoidal(_bart("Pegasus")),
+    "marian": _sinusoidal(_bart("Marian"))._replace(classes={"seq2seq-lm": "MTModel"}),
+}
 """`model_type` of the config -> its table."""
 
 

@@ -2,6 +2,7 @@
 
 from sftjax.models.architecture import Architecture
 from sftjax.models.causal_model import CausalModel
+from sftjax.models.encoder_apart import encoder_apart
 from sftjax.models.head import Head
 from sftjax.models.image_model import ImageModel
 from sftjax.models.model import FAMILIES, Model, build
@@ -28,6 +29,7 @@ __all__ = [
     "Split",
     "TextEncoder",
     "build",
+    "encoder_apart",
     "shift_right",
     "split",
     "statistics_of",

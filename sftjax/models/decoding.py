@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jax import Array
 
 from sftjax.core import Batch, PyTree
@@ -22,6 +23,13 @@ class WithSource(NamedTuple):
     `beams` neighbouring rows of tokens for each of these, and neither copies nor moves them."""
 
 
+def own_prompt(batch: Batch) -> tuple[Array, Array]:
+    """Return what a decoder alone continues: the batch's tokens, and which of them count."""
+    ids = jnp.asarray(batch["input_ids"])
+    mask = batch.get("attention_mask")
+    return ids, jnp.ones_like(ids) if mask is None else jnp.asarray(mask)
+
+
 class Decoder(NamedTuple):
     """A model that gives one token after the other, as two pure functions."""
 
@@ -31,3 +39,6 @@ class Decoder(NamedTuple):
     step: Callable[[PyTree, Array, Cache], tuple[Array, Cache]]
     """`(params, tokens (B,) int32, cache) -> (logits, cache)`: take one token in each row; logits
     (B, V) float32 of the next."""
+    prompt: Callable[[Batch], tuple[Array, Array]] = own_prompt
+    """`batch -> (tokens (B, P), mask (B, P))`: what the new tokens come after, for rules that look
+    at all of a text; the start token of an encoder-decoder."""

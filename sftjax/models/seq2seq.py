@@ -14,7 +14,7 @@ from jax import Array
 from sftjax.models.attention import attend, attention_bias
 
 LOWEST = float(jnp.finfo(jnp.float32).min)
-"""Added to a score that does not count; finite, so that a row of nothing but padding gives no NaN."""
+"""Added to a score that does not count; finite, so that a row of padding alone gives no NaN."""
 
 
 class Pair(NamedTuple):

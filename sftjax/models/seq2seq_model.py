@@ -11,7 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from sftjax.core import Batch, PyTree
-from sftjax.models import t5
+from sftjax.models import bart, t5, t5_architecture
 from sftjax.models.attention import attention_bias
 from sftjax.models.decoding import Decoder, WithSource
 from sftjax.models.embedding import positions
@@ -33,9 +33,21 @@ class Family(NamedTuple):
     max_length: Callable[[Any], int | None]
 
 
+def _max_positions(architecture: Any) -> int:
+    return architecture.max_positions
+
+
+def _bart(start: int | None) -> Family:
+    return Family(bart.architecture, bart.Bart, bart.room, bart.words, start, _max_positions)
+
+
 SEQ2SEQ: dict[str, Family] = {
-    "t5": Family(t5.architecture, t5.T5, t5.room, t5.words, None, lambda a: None),
-    "mt5": Family(t5.architecture, t5.T5, t5.room, t5.words, None, lambda a: None),
+    "t5": Family(t5_architecture.architecture, t5.T5, t5.room, t5.words, None, lambda a: None),
+    "mt5": Family(t5_architecture.architecture, t5.T5, t5.room, t5.words, None, lambda a: None),
+    "bart": _bart(2),
+    "mbart": _bart(None),
+    "pegasus": _bart(0),
+    "marian": _bart(58100),
 }
 """`model_type` of a config -> how to build it."""
 
@@ -117,7 +129,7 @@ class Seq2SeqModel:
     @property
     def decoder(self) -> Decoder:
         """One token after the other; `start` reads the sources of a batch and the start token."""
-        return Decoder(self._start, self._step)
+        return Decoder(self._start, self._step, self._prompt)
 
     @property
     def decoder_start_token_id(self) -> int:
@@ -189,6 +201,11 @@ class Seq2SeqModel:
         kept = SEQ2SEQ[self.family].room(self.architecture, rows, new_tokens, self.dtype)
         tokens = jnp.full((rows,), self.decoder_start_token_id, jnp.int32)
         return self._advance(params, tokens, source, kept, jnp.zeros(rows, jnp.int32), mask)
+
+    def _prompt(self, batch: Batch) -> tuple[Array, Array]:
+        rows = len(_entry(batch, "input_ids", None))
+        start = jnp.full((rows, 1), self.decoder_start_token_id, jnp.int32)
+        return start, jnp.ones_like(start)
 
     def _step(self, params: PyTree, tokens: Array, cache: WithSource) -> tuple[Array, WithSource]:
         (own, index), (blocks, mask) = cache

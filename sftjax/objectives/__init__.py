@@ -8,6 +8,7 @@ from sftjax.objectives.chunked import (
     token_stats,
 )
 from sftjax.objectives.distill import (
+    Counts,
     channel_importance,
     column,
     distill_features,
@@ -21,6 +22,13 @@ from sftjax.objectives.losses import (
     squared_error,
     token_cross_entropy,
 )
+from sftjax.objectives.seq2seq import (
+    counted_tokens,
+    distill_teacher,
+    sequence_cross_entropy,
+    sequence_to_sequence,
+    with_teacher,
+)
 from sftjax.objectives.smooth import bregman, r3f, slow_copy, smart
 from sftjax.objectives.text import (
     Apply,
@@ -33,6 +41,7 @@ from sftjax.objectives.text import (
 
 __all__ = [
     "Apply",
+    "Counts",
     "TokenStats",
     "VocabMesh",
     "binary_cross_entropy",
@@ -41,9 +50,11 @@ __all__ = [
     "chunked_cross_entropy",
     "classification",
     "column",
+    "counted_tokens",
     "cross_entropy",
     "distill_features",
     "distill_logits",
+    "distill_teacher",
     "multi_label",
     "neftune",
     "neftune_noise",
@@ -51,6 +62,8 @@ __all__ = [
     "objective_of",
     "r3f",
     "regression",
+    "sequence_cross_entropy",
+    "sequence_to_sequence",
     "slow_copy",
     "smart",
     "squared_error",
@@ -59,5 +72,6 @@ __all__ = [
     "token_cross_entropy",
     "token_stats",
     "with_outputs",
+    "with_teacher",
     "with_term",
 ]

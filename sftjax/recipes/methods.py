@@ -4,6 +4,7 @@ A method is written `NAME` or `NAME:DOSE`, as in `l2-sp:1`. The dose means the s
 share of the unanchored travel that remains is `anchor.remaining(dose)`, 0.63 at 1 and 0.25 at 4.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ from sftjax.core import (
     flatten,
     map_with_path,
 )
-from sftjax.objectives import Apply, distill_features, distill_logits, r3f, smart
+from sftjax.objectives import Apply, Counts, distill_features, distill_logits, r3f, smart
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.tpgm import projecting
 from sftjax.recipes.weighing import Weighing, weighing_of
@@ -72,6 +73,8 @@ class Parts(NamedTuple):
     """Adds to an objective a weight times the distance of an adapter's change of the weights."""
     longer: bool = False
     """Whether an adapter puts places before the tokens."""
+    counts: Counts | None = None
+    """Which positions of the logits count, where a row has several."""
     held_out: Stream | None = None
     """Labelled rows that are not trained on, for a method that learns from such (`holds_out`)."""
 
@@ -260,7 +263,8 @@ def _logits(s: Setting) -> Method:
             "'features'"
         )
     before = s.parts.logits_before or s.parts.logits
-    return _distilled(s, distill_logits, s.parts.logits, before, "reference_logits")
+    distill = functools.partial(distill_logits, counts=s.parts.counts)
+    return _distilled(s, distill, s.parts.logits, before, "reference_logits")
 
 
 def _distilled(

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sftjax.data import read, splits
+from sftjax.data import columns_of, read, splits
 
 TEXTS = ["plain", 'a "quoted", text', "café ☕", "ends with\u2028separator"]
 LABELS = [1, 0, 1, 0]
@@ -134,6 +134,16 @@ def test_tfds_by_name_with_text_as_str(tmp_path):
     assert table["label"].dtype.kind == "i"
     assert table.label_names["label"][0] == "World"
     assert table.name == "tfds:ag_news_subset/1.0.0"
+
+
+def test_the_summaries_of_tfds_by_name(tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    with tfds.testing.mock_data(num_examples=3):
+        table = read("tfds:cnn_dailymail", "train", data_dir=tmp_path)
+    assert columns_of(table, None, None) == ("article", "highlights")
+    assert all(isinstance(text, str) for text in table["article"])
+    with pytest.raises(ValueError, match="TFDS cannot download it by itself"):
+        read("tfds:xsum", "train", data_dir=tmp_path)
 
 
 def test_tfds_errors_say_what_to_do(tmp_path):
