@@ -4,13 +4,21 @@ from typing import TYPE_CHECKING, Any
 
 from sftjax.data.assets import ASSETS, Asset, cache_folder, fetch
 from sftjax.data.batches import Batches, bucket_lengths
+from sftjax.data.decode import Crop, Slice, UnreadableImage, decode
 from sftjax.data.encoded import Encoded, pack
 from sftjax.data.holdout import hold_out
+from sftjax.data.image_arrays import read_idx
+from sftjax.data.image_sources import image_splits, read_images
+from sftjax.data.images import Corrupt, ImageBatches, Images, load_images
 from sftjax.data.labels import Labels, classes, multi_label, regression, token_labels
+from sftjax.data.leaks import Leak, leaks, refuse_leaks
 from sftjax.data.prefetch import prefetch
+from sftjax.data.processor import Processor, processor_of
 from sftjax.data.sources import read, splits
+from sftjax.data.splitting import split_table
 from sftjax.data.table import Table, texts
 from sftjax.data.text import Tokenizer, WordTokenizer, encode, encode_words
+from sftjax.data.voc import read_voc
 
 if TYPE_CHECKING:
     from sftjax.data.rated_sentences import RatedSentences, prepare_sentences, retrieval_set
@@ -19,26 +27,44 @@ __all__ = [
     "ASSETS",
     "Asset",
     "Batches",
+    "Corrupt",
+    "Crop",
     "Encoded",
+    "ImageBatches",
+    "Images",
     "Labels",
+    "Leak",
+    "Processor",
     "RatedSentences",
+    "Slice",
     "Table",
     "Tokenizer",
+    "UnreadableImage",
     "WordTokenizer",
     "bucket_lengths",
     "cache_folder",
     "classes",
+    "decode",
     "encode",
     "encode_words",
     "fetch",
     "hold_out",
+    "image_splits",
+    "leaks",
+    "load_images",
     "multi_label",
     "pack",
     "prefetch",
     "prepare_sentences",
+    "processor_of",
     "read",
+    "read_idx",
+    "read_images",
+    "read_voc",
+    "refuse_leaks",
     "regression",
     "retrieval_set",
+    "split_table",
     "splits",
     "texts",
     "token_labels",
