@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from sftjax.data.assets import ASSETS, Asset, cache_folder, fetch
+from sftjax.data.augment import Augment, augmentation
 from sftjax.data.batches import Batches, bucket_lengths
 from sftjax.data.decode import Crop, Slice, UnreadableImage, decode
 from sftjax.data.encoded import Encoded, pack
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ASSETS",
     "Asset",
+    "Augment",
     "Batches",
     "Corrupt",
     "Crop",
@@ -41,6 +43,7 @@ __all__ = [
     "Tokenizer",
     "UnreadableImage",
     "WordTokenizer",
+    "augmentation",
     "bucket_lengths",
     "cache_folder",
     "classes",
