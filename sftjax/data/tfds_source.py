@@ -117,6 +117,8 @@ def _column(values: list[Any]) -> Any:
         array = np.asarray(values) if len(shapes) == 1 else None
         if array is not None and array.dtype.kind in "biuf":
             return array
+        if all(isinstance(v, np.ndarray) and v.ndim == 3 and v.dtype.kind == "u" for v in values):
+            return values  # pictures of different sizes
         values = [value.tolist() if isinstance(value, np.ndarray) else value for value in values]
     return [
         [bytes_to_str(item) for item in value] if isinstance(value, list) else bytes_to_str(value)

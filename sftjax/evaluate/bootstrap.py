@@ -139,7 +139,7 @@ def _interval(
     ]
     defined = np.array([v for v in drawn if v is not None])
     if len(defined) < max(2, resamples / 2):
-        raise ValueError(
+        raise Undefined(
             f"the metric has no value on {resamples - len(defined)} of {resamples} resamples of "
             f"{len(group)} rows in {group.max() + 1} groups; there are too few rows of some kind "
             "for an interval"

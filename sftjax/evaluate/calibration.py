@@ -106,6 +106,29 @@ def ece(probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 15) -> floa
     return float(np.average(gap, weights=bins.rows[full]))
 
 
+def ece_equal_mass(probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 15) -> float:
+    """Return the expected calibration error over bins of equally many rows (Nixon et al. 2019).
+
+    Rows are sorted by confidence and cut into `num_bins` runs whose sizes differ by one at most; a
+    rare confidence then has no bin, and its noise no weight, of its own.
+
+    Args:
+      probabilities: (N, C), rows summing to 1.
+      labels: (N,) class ids below C.
+      num_bins: M; fewer where there are fewer rows.
+
+    >>> round(ece_equal_mass([[0.9, 0.1], [0.9, 0.1]], [0, 1], num_bins=1), 4)
+    0.4
+    """
+    if num_bins < 1:
+        raise ValueError(f"num_bins is {num_bins}; calibration needs at least one bin")
+    p, true = _probabilities(probabilities, labels)
+    order = np.argsort(p.max(axis=1), kind="stable")
+    gap = (p.argmax(axis=1) == true) - p.max(axis=1)
+    runs = np.array_split(gap[order], min(num_bins, len(gap)))
+    return float(sum(abs(run.sum()) for run in runs) / len(gap))
+
+
 def calibration_bins(probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 15) -> Bins:
     """Group rows by the probability of their predicted class, for `ece` and its plot.
 

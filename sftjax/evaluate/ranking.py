@@ -3,6 +3,8 @@
 Both depend only on the order of the scores, and equal scores share a place.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -80,6 +82,48 @@ def auroc_one_vs_rest(predictions: ArrayLike, labels: ArrayLike) -> float:
     )
 
 
+def auroc_per_class(predictions: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+    """Return the AUROC of each class against all others, NaN for a class without either kind.
+
+    Args:
+      predictions: (N, C) scores, as in `auroc_one_vs_rest`.
+      labels: (N,) class ids below C.
+
+    >>> auroc_per_class([[0.8, 0.2, 0.0], [0.3, 0.7, 0.0]], [0, 1]).tolist()
+    [1.0, 1.0, nan]
+    """
+    return _per_class(auroc, predictions, labels)
+
+
+def average_precision_per_class(predictions: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+    """Return the average precision of each class against all others, NaN for a class without rows.
+
+    Args:
+      predictions: (N, C) scores, as in `auroc_one_vs_rest`.
+      labels: (N,) class ids below C.
+
+    >>> average_precision_per_class([[0.8, 0.2], [0.3, 0.7]], [0, 1]).tolist()
+    [1.0, 1.0]
+    """
+    return _per_class(average_precision, predictions, labels)
+
+
+def average_precision_one_vs_rest(predictions: ArrayLike, labels: ArrayLike) -> float:
+    """Return the plain mean over the classes of `average_precision_per_class` (macro AUPRC).
+
+    Raises:
+      Undefined: (a ValueError) naming a class that no row has.
+
+    >>> average_precision_one_vs_rest([[0.8, 0.2], [0.3, 0.7]], [0, 1])
+    1.0
+    """
+    each = average_precision_per_class(predictions, labels)
+    if np.isnan(each).any():
+        missing = int(np.flatnonzero(np.isnan(each))[0])
+        raise Undefined(f"average precision has no value: no row is of class {missing}")
+    return float(each.mean())
+
+
 def auroc_per_label(predictions: ArrayLike, labels: ArrayLike) -> float:
     """Return the plain mean over the columns of a multi-label task of each column's AUROC.
 
@@ -124,6 +168,22 @@ def average_precision(predictions: ArrayLike, labels: ArrayLike) -> float:
     last_of_tie = np.append(np.flatnonzero(np.diff(values[order])), len(values) - 1)
     found = np.cumsum(positive[order])[last_of_tie]
     return float(np.diff(found, prepend=0) @ (found / (last_of_tie + 1)) / positive.sum())
+
+
+def _per_class(
+    metric: Callable[..., float], predictions: ArrayLike, labels: ArrayLike
+) -> NDArray[np.float64]:
+    columns = scores("predictions", predictions, ndim=2)
+    true = class_ids("labels", labels)
+    same_rows(columns, true)
+    labels_fit(true, columns.shape[1])
+    found = []
+    for label, column in enumerate(columns.T):
+        try:
+            found.append(metric(column, true == label))
+        except Undefined:
+            found.append(np.nan)
+    return np.array(found)
 
 
 def _binary(

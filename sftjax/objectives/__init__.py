@@ -7,6 +7,8 @@ from sftjax.objectives.chunked import (
     chunked_cross_entropy,
     token_stats,
 )
+from sftjax.objectives.augmented import augmented
+from sftjax.objectives.dense import dense_classification, dice_cross_entropy, dice_loss
 from sftjax.objectives.distill import (
     Counts,
     channel_importance,
@@ -16,6 +18,13 @@ from sftjax.objectives.distill import (
     with_outputs,
     with_term,
 )
+from sftjax.objectives.imbalance import (
+    binary_focal_loss,
+    effective_number_weights,
+    focal_loss,
+    logit_adjusted,
+)
+from sftjax.objectives.labelled import labelled
 from sftjax.objectives.losses import (
     binary_cross_entropy,
     cross_entropy,
@@ -28,6 +37,12 @@ from sftjax.objectives.seq2seq import (
     sequence_cross_entropy,
     sequence_to_sequence,
     with_teacher,
+from sftjax.objectives.ordinal import (
+    ordinal,
+    ordinal_grades,
+    ordinal_loss,
+    ordinal_probabilities,
+    rank_logits,
 )
 from sftjax.objectives.smooth import bregman, r3f, slow_copy, smart
 from sftjax.objectives.text import (
@@ -44,7 +59,9 @@ __all__ = [
     "Counts",
     "TokenStats",
     "VocabMesh",
+    "augmented",
     "binary_cross_entropy",
+    "binary_focal_loss",
     "bregman",
     "channel_importance",
     "chunked_cross_entropy",
@@ -52,15 +69,27 @@ __all__ = [
     "column",
     "counted_tokens",
     "cross_entropy",
+    "dense_classification",
+    "dice_cross_entropy",
+    "dice_loss",
     "distill_features",
     "distill_logits",
     "distill_teacher",
+    "effective_number_weights",
+    "focal_loss",
+    "labelled",
+    "logit_adjusted",
     "multi_label",
     "neftune",
     "neftune_noise",
     "next_token",
     "objective_of",
+    "ordinal",
+    "ordinal_grades",
+    "ordinal_loss",
+    "ordinal_probabilities",
     "r3f",
+    "rank_logits",
     "regression",
     "sequence_cross_entropy",
     "sequence_to_sequence",

@@ -22,15 +22,18 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     class_weights: ArrayLike | None = None,
 ) -> Loss:
-    r"""Cross-entropy of one class per row.
+    r"""Cross-entropy of one class per row, or of a distribution over classes.
 
     $$ \ell_i = -(1-\varepsilon)\, c_{y_i} \log p_{i y_i}
        - \frac{\varepsilon}{K} \sum_k c_k \log p_{ik}, \qquad
        L = \frac{\sum_i v_i \ell_i}{\sum_i v_i c_{y_i}} $$
 
+    Of a distribution $q$ (mixup, a teacher) both are means over $q$: the first term is
+    $\sum_k q_{ik} c_k \log p_{ik}$ and the weight $\sum_k q_{ik} c_k$.
+
     Args:
       logits: (..., K), any float.
-      labels: (...), int, in [0, K).
+      labels: (...), int, in [0, K); or (..., K), float, $q$.
       valid: (...), float or bool.
       label_smoothing: $\varepsilon$ in [0, 1).
       class_weights: (K,), $c$; `None` is 1.
@@ -47,12 +50,19 @@ def cross_entropy(
     weights = jnp.ones(num_classes) if class_weights is None else jnp.asarray(class_weights)
     if weights.shape != (num_classes,):
         raise ValueError(f"class_weights has shape {weights.shape}; the logits have {num_classes}")
-    chosen = jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
-    weight = weights[labels] * _counts(valid, labels)
-    total = -(1.0 - label_smoothing) * jnp.sum(weight * chosen)
+    if labels.ndim == logits.ndim:
+        counts = _counts(valid, log_p[..., 0])
+        share = labels.astype(jnp.float32) * weights
+        weight = counts * jnp.sum(share, -1)
+        total = -(1.0 - label_smoothing) * jnp.sum(counts * jnp.sum(share * log_p, -1))
+    else:
+        counts = _counts(valid, labels)
+        chosen = jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+        weight = weights[labels] * counts
+        total = -(1.0 - label_smoothing) * jnp.sum(weight * chosen)
     if label_smoothing:
         spread = jnp.sum(log_p * weights, -1) / num_classes
-        total -= label_smoothing * jnp.sum(_counts(valid, labels) * spread)
+        total -= label_smoothing * jnp.sum(counts * spread)
     return Loss(total, jnp.sum(weight))
 
 

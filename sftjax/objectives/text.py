@@ -29,6 +29,8 @@ def classification(
 ) -> Objective:
     """One class per row: `cross_entropy` of `batch["labels"]` (B,), and the accuracy.
 
+    Labels (B, K) are distributions over the classes; the largest is the one to be right about.
+
     Args:
       apply: `(params, batch, key) -> logits (B, K)`.
       dropout: whether `apply` is given the step's key; off by default, as a frozen trunk wants it.
@@ -49,7 +51,8 @@ def classification(
         loss = cross_entropy(
             logits, labels, valid, label_smoothing=label_smoothing, class_weights=class_weights
         )
-        return loss, Aux({"accuracy": _share(jnp.argmax(logits, -1) == labels, valid)})
+        truth = labels if labels.ndim == 1 else jnp.argmax(labels, -1)
+        return loss, Aux({"accuracy": _share(jnp.argmax(logits, -1) == truth, valid)})
 
     return objective
 
