@@ -23,19 +23,9 @@ from sftjax.evaluate.classification import (
     per_class,
     weighted_f1,
 )
+from sftjax.evaluate.conformal import Conformal, coverage, fit_conformal, mean_size
 from sftjax.evaluate.copying import Copied, Lengths, copied, lead, lengths, sentences
-from sftjax.evaluate.conformal import (
-    Conformal,
-    coverage,
-    fit_conformal,
-    mean_size,
-)
-from sftjax.evaluate.grading import (
-    cohen_kappa,
-    dice,
-    dice_per_class,
-    quadratic_kappa,
-)
+from sftjax.evaluate.grading import cohen_kappa, dice, dice_per_class, quadratic_kappa
 from sftjax.evaluate.moved import Moved, block_names, largest_singular_value, moved, whole
 from sftjax.evaluate.multilabel import (
     multilabel_macro_f1,
@@ -54,9 +44,7 @@ from sftjax.evaluate.outliers import (
     msp_score,
     relative_mahalanobis_score,
 )
-from sftjax.evaluate.overlay import (
-    overlays,
-)
+from sftjax.evaluate.overlay import overlays
 from sftjax.evaluate.paired import paired_difference, summarize, t_interval
 from sftjax.evaluate.pareto import Measured, Point, pareto_front, point
 from sftjax.evaluate.pareto_plot import pareto
@@ -79,30 +67,12 @@ from sftjax.evaluate.ranking import (
     average_precision_per_class,
     average_ranks,
 )
-from sftjax.evaluate.recalibrate import (
-    Isotonic,
-    Scaling,
-    fit_isotonic,
-    fit_temperature,
-    fit_vector,
-)
+from sftjax.evaluate.recalibrate import Isotonic, Scaling, fit_isotonic, fit_temperature, fit_vector
 from sftjax.evaluate.regression import mae, mse, pearson, r2, rmse, spearman
 from sftjax.evaluate.retention import Drift, Forgetting, Retention, retention
 from sftjax.evaluate.retrieval import Retrieval, same_group_retrieval
 from sftjax.evaluate.rouge import Overlap, mean_interval, rouge
-from sftjax.evaluate.similarity import kl_divergence, linear_cka
-from sftjax.evaluate.standard import metrics, standard
-from sftjax.evaluate.summaries import (
-    SUMMARY_COLUMNS,
-    Summaries,
-    lead_words,
-    leads,
-    measure_summaries,
-from sftjax.evaluate.saliency import (
-    as_grid,
-    attention_rollout,
-    grad_cam,
-)
+from sftjax.evaluate.saliency import as_grid, attention_rollout, grad_cam
 from sftjax.evaluate.screening import (
     Screening,
     Threshold,
@@ -113,9 +83,13 @@ from sftjax.evaluate.screening import (
 )
 from sftjax.evaluate.similarity import kl_divergence, linear_cka
 from sftjax.evaluate.standard import metrics, standard
-from sftjax.evaluate.subgroups import (
-    subgroup_table,
-    with_intervals,
+from sftjax.evaluate.subgroups import subgroup_table, with_intervals
+from sftjax.evaluate.summaries import (
+    SUMMARY_COLUMNS,
+    Summaries,
+    lead_words,
+    leads,
+    measure_summaries,
 )
 from sftjax.evaluate.tables import cell, table, table_markdown, table_rich
 from sftjax.evaluate.tokens import (
@@ -133,6 +107,7 @@ from sftjax.evaluate.translation import bleu, chrf
 from sftjax.evaluate.write import write_predictions
 
 __all__ = [
+    "SUMMARY_COLUMNS",
     "Bins",
     "Conformal",
     "Copied",
@@ -154,7 +129,6 @@ __all__ = [
     "Point",
     "Retention",
     "Retrieval",
-    "SUMMARY_COLUMNS",
     "Scaling",
     "Screening",
     "Summaries",

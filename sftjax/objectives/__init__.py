@@ -1,13 +1,8 @@
 """From `(params, batch)` to `Loss(sum, weight)`: pure losses, objectives, terms beside them."""
 
-from sftjax.objectives.causal import neftune, neftune_noise, next_token, targets
-from sftjax.objectives.chunked import (
-    TokenStats,
-    VocabMesh,
-    chunked_cross_entropy,
-    token_stats,
-)
 from sftjax.objectives.augmented import augmented
+from sftjax.objectives.causal import neftune, neftune_noise, next_token, targets
+from sftjax.objectives.chunked import TokenStats, VocabMesh, chunked_cross_entropy, token_stats
 from sftjax.objectives.dense import dense_classification, dice_cross_entropy, dice_loss
 from sftjax.objectives.distill import (
     Counts,
@@ -31,18 +26,19 @@ from sftjax.objectives.losses import (
     squared_error,
     token_cross_entropy,
 )
-from sftjax.objectives.seq2seq import (
-    counted_tokens,
-    distill_teacher,
-    sequence_cross_entropy,
-    sequence_to_sequence,
-    with_teacher,
 from sftjax.objectives.ordinal import (
     ordinal,
     ordinal_grades,
     ordinal_loss,
     ordinal_probabilities,
     rank_logits,
+)
+from sftjax.objectives.seq2seq import (
+    counted_tokens,
+    distill_teacher,
+    sequence_cross_entropy,
+    sequence_to_sequence,
+    with_teacher,
 )
 from sftjax.objectives.smooth import bregman, r3f, slow_copy, smart
 from sftjax.objectives.text import (
