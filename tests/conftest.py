@@ -35,6 +35,12 @@ def rated_sentences() -> pathlib.Path:
     return asset("rated-sentences")
 
 
+@pytest.fixture(scope="session")
+def asset_folder():
+    """The function that gives a real asset's folder by its name."""
+    return asset
+
+
 def asset(name: str) -> pathlib.Path:
     """Fetch a real asset; skip without a network, unless the environment says it must be there."""
     from sftjax.data import fetch

@@ -293,7 +293,7 @@ def _transformer(trunk: str, stem: str) -> WeightMap:
 
 def _augreg(trunk: str) -> tuple[Row, ...]:
     """Return the names of vision_transformer's .npz files; kernels are Flax's there too."""
-    block, theirs = f"{trunk}/encoder/layer/{{}}", "Transformer.encoderblock_{}"
+    block, theirs = f"{trunk}/encoder/layer/{{}}", "Transformer.encoderblock.{}"
     attention = f"{theirs}.MultiHeadDotProductAttention_1"
     projection = f"{trunk}/embeddings/patch_embeddings/projection"
     pairs = [

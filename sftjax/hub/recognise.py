@@ -230,11 +230,11 @@ def _hub_transformer(shapes: Shapes) -> Recognised:
 
 def _augreg(shapes: Shapes) -> Recognised:
     height, _, channels, width = shapes["embedding.kernel"]
-    layers = len(_numbers(shapes, r"Transformer\.encoderblock_(\d+)\.LayerNorm_0\.scale"))
+    layers = len(_numbers(shapes, r"Transformer\.encoderblock\.(\d+)\.LayerNorm_0\.scale"))
     config = _transformer(
         "vit", shapes, (width, channels, height, height),
         "Transformer.posembed_input.pos_embedding",
-        shapes["Transformer.encoderblock_0.MlpBlock_3.Dense_0.kernel"][1], layers,
+        shapes["Transformer.encoderblock.0.MlpBlock_3.Dense_0.kernel"][1], layers,
     )  # fmt: skip
     config = _labelled(config, "ViT", shapes, "head.kernel")
     return Recognised(config, _processor(config["image_size"], _HALVES))
