@@ -247,8 +247,10 @@ def test_one_value_a_channel_has_no_variance():
 
 
 def test_dropped_paths_drop_whole_rows():
-    model = model_of("convnext", drop_path_rate=0.9, layer_scale_init_value=1.0)
+    model = model_of("convnext", drop_path_rate=0.5, layer_scale_init_value=1.0)
     params = params_of(model)
     apply = jax.jit(model.apply)
-    one, other = (apply(params, batch(), jax.random.key(seed)) for seed in (1, 2))
-    assert not np.allclose(one, other)
+    drawn = [np.asarray(apply(params, batch(), jax.random.key(seed))) for seed in range(4)]
+    assert any(not np.allclose(drawn[0], other) for other in drawn[1:])
+    rows = {tuple(row.round(4)) for row in np.stack(drawn)[:, 0]}
+    assert len(rows) == 2  # the one branch that can be dropped is there, or it is not
