@@ -41,6 +41,12 @@ def flan_t5() -> pathlib.Path:
     return asset("flan-t5-titles")
 
 
+@pytest.fixture(scope="session")
+def asset_folder():
+    """The function that gives a real asset's folder by its name."""
+    return asset
+
+
 def asset(name: str) -> pathlib.Path:
     """Fetch a real asset; skip without a network, unless the environment says it must be there."""
     from sftjax.data import fetch

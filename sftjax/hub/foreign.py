@@ -5,6 +5,7 @@ They are read into memory at once; what is written is always safetensors.
 
 import hashlib
 import pathlib
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 
@@ -19,20 +20,26 @@ Tensors = dict[str, np.ndarray]
 def read_npz_file(path: pathlib.Path) -> Tensors:
     """Return the arrays of a `.npz` by name, with `.` where the archive has `/`.
 
+    A block's number is set apart: `encoderblock_3` is `encoderblock.3`.
+
     Attention of vision_transformer's files is kept by heads there; it is flattened here.
 
     Raises:
       ValueError: if the archive is damaged, or holds objects, which are pickles and not read.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name.replace("/", "."): archive[name] for name in archive.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {_spelled(name): archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is not a whole archive of plain arrays ({error}). Download or copy it again, "
             "and compare its size and sha256 with the source's"
         ) from error
     return {name: _without_heads(name, array) for name, array in arrays.items()}
+
+
+def _spelled(name: str) -> str:
+    return re.sub(r"encoderblock_(?=\d)", "encoderblock.", name.replace("/", "."))
 
 
 def _without_heads(name: str, array: np.ndarray) -> np.ndarray:

@@ -219,8 +219,11 @@ def _transformer(trunk: str, stem: str) -> WeightMap:
             (f"{block}.mlp.fc2", f"{new}.mlp.fc2", "mlp.fc2", dense),
             (f"{block}.mlp.weights_in", f"{new}.mlp.weights_in", "mlp.w12", dense),
             (f"{block}.mlp.weights_out", f"{new}.mlp.weights_out", "mlp.w3", dense),
-            (f"{block}.layer_scale1.lambda1", f"{new}.layer_scale1.lambda1", "ls1.gamma", parameter),
-            (f"{block}.layer_scale2.lambda1", f"{new}.layer_scale2.lambda1", "ls2.gamma", parameter),
+            *(
+                (f"{block}.layer_scale{i}.lambda1", f"{new}.layer_scale{i}.lambda1",
+                 f"ls{i}.gamma", parameter)
+                for i in (1, 2)
+            ),
         ]  # fmt: skip
     else:
         modules += [
@@ -290,7 +293,7 @@ def _transformer(trunk: str, stem: str) -> WeightMap:
 
 def _augreg(trunk: str) -> tuple[Row, ...]:
     """Return the names of vision_transformer's .npz files; kernels are Flax's there too."""
-    block, theirs = f"{trunk}/encoder/layer/{{}}", "Transformer.encoderblock_{}"
+    block, theirs = f"{trunk}/encoder/layer/{{}}", "Transformer.encoderblock.{}"
     attention = f"{theirs}.MultiHeadDotProductAttention_1"
     projection = f"{trunk}/embeddings/patch_embeddings/projection"
     pairs = [
@@ -300,7 +303,10 @@ def _augreg(trunk: str) -> tuple[Row, ...]:
         *((f"head.{leaf}", f"classifier/{leaf}") for leaf in ("kernel", "bias")),
     ]
     modules = [
-        *((f"{attention}.{n}", f"{block}/attention/attention/{n}") for n in ("query", "key", "value")),
+        *(
+            (f"{attention}.{name}", f"{block}/attention/attention/{name}")
+            for name in ("query", "key", "value")
+        ),
         (f"{attention}.out", f"{block}/attention/output/dense"),
         (f"{theirs}.MlpBlock_3.Dense_0", f"{block}/intermediate/dense"),
         (f"{theirs}.MlpBlock_3.Dense_1", f"{block}/output/dense"),

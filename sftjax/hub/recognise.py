@@ -5,6 +5,7 @@ EfficientNet-PyTorch, the .npz files of vision_transformer. Their layouts give d
 away; what they do not show (strides, activations) is that of the published models.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -19,8 +20,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 _HALVES = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 _LITE = {"image_mean": [127 / 255] * 3, "image_std": [128 / 255] * 3}
-_B = ((1.0, 1.0, 224, 0.2), (1.0, 1.1, 240, 0.2), (1.1, 1.2, 260, 0.3), (1.2, 1.4, 300, 0.3),
-      (1.4, 1.8, 380, 0.4), (1.6, 2.2, 456, 0.4), (1.8, 2.6, 528, 0.5), (2.0, 3.1, 600, 0.5))  # fmt: skip
+_B = (
+    (1.0, 1.0, 224, 0.2), (1.0, 1.1, 240, 0.2), (1.1, 1.2, 260, 0.3), (1.2, 1.4, 300, 0.3),
+    (1.4, 1.8, 380, 0.4), (1.6, 2.2, 456, 0.4), (1.8, 2.6, 528, 0.5), (2.0, 3.1, 600, 0.5),
+)  # fmt: skip
 """Width, depth, image size and dropout of B0 to B7."""
 _LITES = ((1.0, 1.0, 224, 0.2), (1.0, 1.1, 240, 0.2), (1.1, 1.2, 260, 0.3), (1.2, 1.4, 280, 0.3),
           (1.4, 1.8, 300, 0.3))  # fmt: skip
@@ -127,7 +130,7 @@ def _vgg(shapes: Shapes) -> Recognised:
         if len(shapes[f"features.{place}.weight"]) == 4
     ]
     step, depths, sizes = 3 if normed else 2, [1], []
-    for before, place in zip(places, places[1:], strict=False):
+    for before, place in itertools.pairwise(places):
         # A pooling layer between two convolutions moves the second one on by one.
         if place == before + step:
             depths[-1] += 1
@@ -168,13 +171,14 @@ def _convnext(shapes: Shapes) -> Recognised:
 
 
 def _transformer(
-    family: str, stem: str, shapes: Shapes, patch: tuple[int, ...], table: str, inner: int,
+    family: str, shapes: Shapes, patch: tuple[int, ...], table: str, inner: int,
     layers: int, **more: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what the shapes of any vision transformer say; heads are 64 wide, as published."""
-    del stem
     _, tokens, width = shapes[table]
     side = math.isqrt(tokens - (2 if family == "deit" else 1))
+    ratio = inner // width if inner % width == 0 else inner / width  # torch's config wants an int
+    wide = {"mlp_ratio": ratio} if family == "dinov2" else {"intermediate_size": inner}
     return {
         "model_type": family,
         "num_channels": patch[1],
@@ -183,10 +187,9 @@ def _transformer(
         "hidden_size": width,
         "num_hidden_layers": layers,
         "num_attention_heads": max(width // 64, 1),
-        "intermediate_size": inner,
-        "mlp_ratio": inner / width,
         "layer_norm_eps": 1e-6,
         "hidden_act": "gelu",
+        **wide,
         **more,
     }
 
@@ -198,7 +201,7 @@ def _timm(shapes: Shapes) -> Recognised:
     inner = shapes["blocks.0.mlp.w3.weight" if swiglu else "blocks.0.mlp.fc1.weight"]
     layers = len(_numbers(shapes, r"blocks\.(\d+)\.norm1\.weight"))
     config = _transformer(
-        family, stem, shapes, shapes["patch_embed.proj.weight"], "pos_embed",
+        family, shapes, shapes["patch_embed.proj.weight"], "pos_embed",
         inner[1] if swiglu else inner[0], layers,
         qkv_bias="blocks.0.attn.qkv.bias" in shapes, use_swiglu_ffn=swiglu,
     )  # fmt: skip
@@ -217,7 +220,7 @@ def _hub_transformer(shapes: Shapes) -> Recognised:
     wide = "mlp.fc1" if dino else "intermediate.dense"
     layers = len(_numbers(shapes, r"encoder\.layer\.(\d+)\.attention\.output\.dense\.weight"))
     config = _transformer(
-        family, stem, shapes, shapes["embeddings.patch_embeddings.projection.weight"],
+        family, shapes, shapes["embeddings.patch_embeddings.projection.weight"],
         "embeddings.position_embeddings", shapes[f"encoder.layer.0.{wide}.weight"][0], layers,
     )  # fmt: skip
     config = _labelled(config, stem, shapes, "classifier.weight")
@@ -227,11 +230,11 @@ def _hub_transformer(shapes: Shapes) -> Recognised:
 
 def _augreg(shapes: Shapes) -> Recognised:
     height, _, channels, width = shapes["embedding.kernel"]
-    layers = len(_numbers(shapes, r"Transformer\.encoderblock_(\d+)\.LayerNorm_0\.scale"))
+    layers = len(_numbers(shapes, r"Transformer\.encoderblock\.(\d+)\.LayerNorm_0\.scale"))
     config = _transformer(
-        "vit", "ViT", shapes, (width, channels, height, height),
+        "vit", shapes, (width, channels, height, height),
         "Transformer.posembed_input.pos_embedding",
-        shapes["Transformer.encoderblock_0.MlpBlock_3.Dense_0.kernel"][1], layers,
+        shapes["Transformer.encoderblock.0.MlpBlock_3.Dense_0.kernel"][1], layers,
     )  # fmt: skip
     config = _labelled(config, "ViT", shapes, "head.kernel")
     return Recognised(config, _processor(config["image_size"], _HALVES))

@@ -237,7 +237,8 @@ def _without_holes(tree: PyTree) -> PyTree:
     if not isinstance(tree, Mapping):
         return tree
     kept = {name: _without_holes(child) for name, child in tree.items()}
-    return {name: child for name, child in kept.items() if child is not None and child != {}}
+    empty = [name for name, child in kept.items() if isinstance(child, Mapping) and not child]
+    return {n: child for n, child in kept.items() if child is not None and n not in empty}
 
 
 def build_image_model(config: Mapping[str, Any], head: Head, dtype: DTypeLike) -> ImageModel:

@@ -86,7 +86,7 @@ def blocks(a: ResNet, x: Array, passage: Passage, dtype: DTypeLike) -> Array:
         x = BatchNorm(EPSILON, MOMENTUM, dtype, name="normalization")(x)
         return x if act is None else act(x)
 
-    # As in transformers, the config's activation is that of stem and sums; within a layer it is ReLU.
+    # As in transformers, the config's activation is that of stem and sums, and ReLU is within.
     def inner(width: int, stride: int, x: Array) -> Array:
         if a.bottleneck:
             first, second = (stride, 1) if a.stride_first else (1, stride)

@@ -37,6 +37,8 @@ class Description(NamedTuple):
     total: Row
     parts: tuple[str, ...] = ()
     """What the optimizer says of the parts that it draws or masks."""
+    policy: tuple[str, ...] = ()
+    """What happens to running statistics."""
 
     def __str__(self) -> str:
         header = ("rule", "leaves", "parameters", "memory", "optimizer", "rate", "anchored", "part")
@@ -57,7 +59,7 @@ class Description(NamedTuple):
             f"trainable params: {moving:,} || all params: {self.total.parameters:,} "
             f"|| trainable%: {share:.4f}"
         )
-        return "\n".join([*text, *self.parts])
+        return "\n".join([*text, *self.parts, *self.policy])
 
 
 def describe(
@@ -66,6 +68,7 @@ def describe(
     *,
     tx: optax.GradientTransformation | None = None,
     anchor: PyTree | None = None,
+    policy: object = "",
 ) -> Description:
     """Report, rule by rule, what moves and what it costs.
 
@@ -79,6 +82,7 @@ def describe(
       tx: the optimizer, to count its state for the trainable leaves (by shape, nothing is
         allocated); `None` leaves that column empty.
       anchor: the anchor tree, holes where a leaf is not anchored.
+      policy: what happens to running statistics, in words (`models.Policy`): a line of the report.
 
     Returns:
       A `Description`; print it.
@@ -126,7 +130,8 @@ def describe(
     total = _row("total", float("nan"), leaves, state, anchored, parts)
     if state is not None:
         total = total._replace(optimizer_bytes=sum(state.values()))
-    return Description(rows, total, tuple(part.says for part in parts))
+    said = (str(policy),) if str(policy) else ()
+    return Description(rows, total, tuple(part.says for part in parts), said)
 
 
 def _row(

@@ -11,6 +11,9 @@ from sftjax.select.words import MEANING, below, patterns
 
 Rule = str | tuple[str, float]
 
+STILL = "(statistics)"
+"""What `Selection.rule` says of leaves that no gradient may move."""
+
 
 class Selection(NamedTuple):
     """What a list of rules decided, leaf by leaf; each field has the structure of the params."""
@@ -23,7 +26,13 @@ class Selection(NamedTuple):
     """str: the rule that decided; `""` where none did, so that the leaf is frozen."""
 
 
-def select(params: PyTree, rules: Rule | Sequence[Rule], *, new: Collection[str] = ()) -> Selection:
+def select(
+    params: PyTree,
+    rules: Rule | Sequence[Rule],
+    *,
+    new: Collection[str] = (),
+    still: Collection[str] = (),
+) -> Selection:
     """Choose the leaves that move.
 
     A rule is a path pattern (see `sftjax.core.paths`), one of the words below, or a pair of either
@@ -44,6 +53,8 @@ def select(params: PyTree, rules: Rule | Sequence[Rule], *, new: Collection[str]
       params: any tree of arrays or shapes.
       rules: one rule or a sequence of them.
       new: paths of leaves without a pretrained value, as `hub.load` reports them.
+      still: paths of leaves that are no weights, such as running statistics
+        (`models.statistics_of`): no rule takes them, and their `rule` is "(statistics)".
 
     Returns:
       A `Selection`.
@@ -57,11 +68,15 @@ def select(params: PyTree, rules: Rule | Sequence[Rule], *, new: Collection[str]
     >>> select(params, ["head", ("last:1", 0.5)]).rate
     {'embed': 0.0, 'head': {'w': 1.0}, 'layer': {'0': {'w': 0.0}, '1': {'w': 0.5}}}
     """
-    return _select(params, rules, new, trained=())
+    return _select(params, rules, new, (), still)
 
 
 def phases_of(
-    params: PyTree, phases: Sequence[Rule | Sequence[Rule]], *, new: Collection[str] = ()
+    params: PyTree,
+    phases: Sequence[Rule | Sequence[Rule]],
+    *,
+    new: Collection[str] = (),
+    still: Collection[str] = (),
 ) -> list[Selection]:
     """Choose the leaves that move in each phase of a run; `train.run_phases` runs them.
 
@@ -72,6 +87,7 @@ def phases_of(
       params: any tree of arrays or shapes.
       phases: the rules of each phase, as `select` takes them.
       new: paths of leaves without a pretrained value.
+      still: paths that no rule takes, as in `select`.
 
     Returns:
       A `Selection` for each phase.
@@ -91,7 +107,7 @@ def phases_of(
     trained: set[str] = set()
     for number, rules in enumerate(phases, 1):
         try:
-            selection = _select(params, rules, new, trained)
+            selection = _select(params, rules, new, trained, still)
         except ValueError as error:
             raise ValueError(f"phase {number} ({rules!r}): {error}") from error
         trained |= {path for path, moves in flatten(selection.trainable).items() if moves}
@@ -142,9 +158,14 @@ def _select(
     rules: Rule | Sequence[Rule],
     new: Collection[str],
     trained: Collection[str],
+    still: Collection[str],
 ) -> Selection:
     ordered = [(rule, 1.0) if isinstance(rule, str) else rule for rule in _as_list(rules)]
-    paths = list(flatten(params))
+    held = set(still)
+    every = flatten(params)
+    if unknown := sorted(held - every.keys()):
+        raise ValueError(f"still names {unknown[0]}, which is no leaf of these params")
+    paths = [path for path in every if path not in held]
     decided: dict[str, tuple[str, float]] = {}
     for rule, rate in ordered:
         if not 0.0 <= rate < float("inf"):
@@ -165,6 +186,7 @@ def _select(
 
     if not any(rate > 0 for _, rate in decided.values()):
         raise ValueError("no leaf would move: every rule has rate 0")
+    decided.update((path, (STILL, 0.0)) for path in held)
     left = [p for p in paths if p in new and p not in decided and p not in trained]
     if left:
         raise ValueError(

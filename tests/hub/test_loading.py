@@ -315,8 +315,9 @@ def test_a_path_that_is_not_there_is_not_asked_of_the_hub(name, monkeypatch):
 
 def test_a_file_instead_of_its_folder(tmp_path, checkpoint):
     checkpoint(tmp_path)
-    with pytest.raises(FileNotFoundError, match="pass the folder"):
-        load(tmp_path / "model.safetensors")
+    file, folder = load(tmp_path / "model.safetensors"), load(tmp_path)
+    assert trees_equal(file.params, folder.params)
+    assert file.report.folder == tmp_path
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "msgpack"])

@@ -79,9 +79,10 @@ def test_no_weights(tmp_path):
         open_weights(tmp_path)
 
 
-def test_a_torch_pickle_is_not_opened(tmp_path):
-    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(FileNotFoundError, match=r"torch pickle.*save_pretrained"):
+def test_several_foreign_files_are_not_chosen_from(tmp_path):
+    (tmp_path / "one.pth").write_bytes(b"pickle")
+    (tmp_path / "two.npz").write_bytes(b"zip")
+    with pytest.raises(FileNotFoundError, match=r"several files of weights \(one.pth, two.npz\)"):
         open_weights(tmp_path)
 
 

@@ -7,6 +7,7 @@ same checkpoint to torch (which makes the goldens) and to a test that has no tor
 import json
 import pathlib
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ class Case(NamedTuple):
     config: dict[str, Any]
     size: tuple[int, int] = (32, 32)
     labels: int = 0
-    call: dict[str, Any] = {}
+    call: Mapping[str, Any] = MappingProxyType({})
 
 
 CASES = {

@@ -6,10 +6,17 @@ import runpy
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from sftjax.hub import TensorFile, save
+from sftjax.core import Aux, Loss, flatten
+from sftjax.hub import WEIGHT_MAPS, TensorFile, save
+from sftjax.hub.names import place
+from sftjax.models import take_statistics
+from sftjax.select import select
+from sftjax.train.step import init, make_step
 
 HERE = pathlib.Path(__file__).parent
 reference = SimpleNamespace(**runpy.run_path(str(HERE / "image_reference.py")))
@@ -63,3 +70,46 @@ def test_torch_opens_what_we_save_and_computes_the_same(tmp_path, goldens, name)
     file = TensorFile(tmp_path / "ours" / "model.safetensors")
     assert file.keys() == tensors.keys()
     assert all(np.array_equal(file[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.torch
+def test_running_statistics_after_three_steps_are_torch_s(tmp_path, goldens):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    case = reference.CASES["resnet-basic"]
+    shapes = {k: tuple(v) for k, v in json.loads(str(goldens["shapes"]))["resnet-basic"].items()}
+    model, params, report = reference.ours(case, reference.weights(shapes), tmp_path)
+    save(tmp_path / "ours", model, params, report=report)
+    theirs = transformers.ResNetForImageClassification.from_pretrained(tmp_path / "ours").train()
+    sgd = torch.optim.SGD(theirs.parameters(), lr=0.01)
+
+    rest, statistics = take_statistics(params, model.statistics)
+    tx = optax.sgd(0.01)
+
+    def objective(params, statistics, batch, key):
+        logits, moved = model.apply_moving(params, statistics, batch)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return Loss(losses.sum(), jnp.float32(len(losses))), Aux({}, moved)
+
+    trainable = select(rest, "all").trainable
+    state, fixed = init(rest, trainable, tx, jax.random.key(0), model_state=statistics)
+    step = jax.jit(make_step(objective, tx))
+    labels = np.array([0, 2])
+    for seed in range(3):
+        pixels = reference.images(case, seed)
+        state, metrics = step(state, fixed, {"pixel_values": pixels, "label": labels})
+        sgd.zero_grad()
+        loss = theirs(
+            pixel_values=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            labels=torch.from_numpy(labels),
+        ).loss
+        loss.backward()
+        sgd.step()
+        assert float(metrics["loss"]) == pytest.approx(loss.item(), abs=1e-4)
+    expected = theirs.state_dict()
+    table, ours = WEIGHT_MAPS["resnet"], flatten(state.model_state)
+    assert len(ours) == len(model.statistics) > 10
+    for path, leaf in ours.items():
+        torch_s = expected[place(table, path).tensor].numpy()
+        np.testing.assert_allclose(leaf, torch_s, atol=1e-4, rtol=1e-4)
+        assert not np.allclose(leaf, flatten(params)[path], atol=1e-3)
