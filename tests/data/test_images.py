@@ -297,7 +297,7 @@ def test_leaks_are_refused_and_shown():
     (leak,) = leaks({"train": train, "test": near}, group="patient")
     assert leak.kind == "near-duplicate"
     assert "test row 2" in leak.second
-    assert 0 < leak.distance < 0.03
+    assert 0.985 < leak.alike < 1
 
 
 def test_the_same_file_under_two_names_is_a_leak(tmp_path):
