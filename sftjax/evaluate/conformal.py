@@ -24,12 +24,18 @@ class Conformal(NamedTuple):
     """How many rows it was calibrated on."""
 
     def sets(self, probabilities: ArrayLike) -> NDArray[np.bool_]:
-        """Return (N, C), True where a class is in the row's set; LAC's sets can be empty.
+        """Return (N, C), True where a class is in the row's set.
+
+        LAC's sets can be empty; APS's hold the likeliest class at least.
 
         >>> Conformal("lac", 0.1, 0.5, 10).sets([[0.6, 0.3, 0.1]]).tolist()
         [[True, False, False]]
         """
-        return _scores(np.asarray(probabilities, np.float64), self.method) <= self.level + 1e-12
+        p = np.asarray(probabilities, np.float64)
+        inside = _scores(p, self.method) <= self.level + 1e-12
+        if self.method == "aps":
+            inside[np.arange(len(p)), p.argmax(1)] = True
+        return inside
 
 
 def fit_conformal(
@@ -53,8 +59,9 @@ def fit_conformal(
     Raises:
       ValueError: for an alpha outside (0, 1), an unknown method, or input that does not fit.
 
-    >>> fit_conformal([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]], [0, 0, 1], alpha=0.5).level
-    0.2...
+    >>> conformal = fit_conformal([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]], [0, 0, 1], alpha=0.5)
+    >>> round(conformal.level, 4)
+    0.2
     """
     p, true = scores("probabilities", probabilities, ndim=2), class_ids("labels", labels)
     same_rows(p, true)

@@ -19,7 +19,7 @@ def overlays(
     title: str = "",
     scale: tuple[float, float] | None = None,
     label: str = "",
-    opacity: float = 0.5,
+    opacity: float = 0.75,
 ) -> Path:
     """Draw each picture beside itself under its heat map, in one figure.
 
@@ -32,7 +32,7 @@ def overlays(
       scale: `(low, high)`, one colour scale for all maps (anomaly scores); None gives every map its
         own from its least to its greatest (saliency, which has no unit).
       label: beside the colour bar, which is drawn with a scale.
-      opacity: of the map.
+      opacity: of the map where it is highest; where it is lowest the picture shows through.
 
     Raises:
       ValueError: if pictures and maps differ in number, or there are none.
@@ -65,9 +65,12 @@ def overlays(
         for axis in (left, right):
             axis.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=box)
         low, high = scale or (float(heat[number].min()), float(heat[number].max()))
+        high = max(high, low + 1e-12)
+        # What is low is transparent: a dark veil would hide the picture where nothing is found.
+        veil = opacity * np.sqrt(np.clip((heat[number] - low) / (high - low), 0, 1))
         image = right.imshow(
-            heat[number], cmap="inferno", vmin=low, vmax=max(high, low + 1e-12), alpha=opacity,
-            extent=box, interpolation="bilinear",
+            heat[number], cmap="inferno", vmin=low, vmax=high, alpha=veil, extent=box,
+            interpolation="bilinear",
         )  # fmt: skip
         if number < len(titles):
             left.set_title(titles[number], fontsize=8, color=INK, loc="left")

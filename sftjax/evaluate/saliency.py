@@ -52,7 +52,7 @@ def attention_rollout(attentions: Array, *, skip: int = 1, residual: float = 0.5
     Returns:
       (N, T - skip) float32, each row summing to 1.
 
-    >>> attention_rollout(jnp.full((2, 1, 1, 3, 3), 1 / 3)).tolist()
+    >>> attention_rollout(jnp.full((2, 1, 1, 3, 3), 1 / 3)).round(4).tolist()
     [[0.5, 0.5]]
     """
     mean = attentions.astype(jnp.float32).mean(2)

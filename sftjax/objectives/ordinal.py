@@ -44,8 +44,8 @@ def rank_logits(scores: Array, gaps: Array) -> Array:
       scores: (B,) or (B, 1).
       gaps: (K - 1,), free parameters $g$.
 
-    >>> rank_logits(jnp.zeros(1), jnp.zeros(3)).round(4).tolist()
-    [[0.0, -0.6931000232696533, -1.3862999677658081]]
+    >>> [round(float(z), 4) for z in rank_logits(jnp.zeros(1), jnp.zeros(3))[0]]
+    [0.0, -0.6931, -1.3863]
     """
     falls = jnp.cumsum(jnp.concatenate([jnp.zeros(1), jax.nn.softplus(gaps[1:])]))
     return scores.reshape(-1, 1) + gaps[0] - falls

@@ -59,7 +59,9 @@ def test_flipping_twice_is_the_identity(flip):
 
 
 def test_a_rows_fate_does_not_depend_on_its_neighbours():
-    augment = jax.jit(augmentation(ALL[:-2], PROCESSOR))
+    augment = jax.jit(
+        augmentation(["crop", "flip", "rotate", "colour:0.4:0.1", "erase:1"], PROCESSOR)
+    )
     whole = augment(KEY, batch_of())["pixel_values"]
     some = augment(KEY, batch_of([5, 2, 7, 0]))["pixel_values"]
     np.testing.assert_allclose(some, whole[np.array([5, 2, 7, 0])], atol=2e-6)
@@ -70,7 +72,7 @@ def test_a_rows_fate_does_not_depend_on_its_neighbours():
     assert len(np.unique(augment(KEY, same)["pixel_values"].round(4), axis=0)) == 8
 
 
-@pytest.mark.parametrize("word", [*ALL[:7], "mixup:0.4"])
+@pytest.mark.parametrize("word", ["crop", "randaugment", "mixup:0.4"])
 def test_jit_and_shards_give_the_same(word):
     augment = augmentation([word], PROCESSOR, 4)
     batch = batch_of()

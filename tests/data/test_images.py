@@ -1,6 +1,7 @@
 """Pictures of every kind come out right, and every bad one is named."""
 
 import gzip
+import importlib.util
 import io
 import pathlib
 import warnings
@@ -26,6 +27,7 @@ from sftjax.data import (
     split_table,
 )
 from sftjax.data.leaks import leaks
+from sftjax.data.tfds_prepare import prepare_tfds
 from sftjax.data.voc import read_voc
 
 RNG = np.random.default_rng(0)
@@ -295,7 +297,7 @@ def test_leaks_are_refused_and_shown():
     (leak,) = leaks({"train": train, "test": near}, group="patient")
     assert leak.kind == "near-duplicate"
     assert "test row 2" in leak.second
-    assert 0 < leak.distance < 0.03
+    assert 0.985 < leak.alike < 1
 
 
 def test_the_same_file_under_two_names_is_a_leak(tmp_path):
@@ -340,3 +342,10 @@ def test_the_real_blood_cells():
     parts = {name: load_images(part, Processor(resize=(32, 32)))
              for name, part in split_table(some, group="group").items()}  # fmt: skip
     refuse_leaks(parts, group="group")
+
+
+def test_preparing_says_that_it_needs_tensorflow(tmp_path):
+    if importlib.util.find_spec("tensorflow"):
+        pytest.skip("TensorFlow is installed here")
+    with pytest.raises(ImportError, match=r"needs TensorFlow, once.*prepare"):
+        prepare_tfds("fashion_mnist", tmp_path)

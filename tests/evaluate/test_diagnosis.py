@@ -150,10 +150,8 @@ def test_isotonic_and_brier_are_scikit_learns():
     p = softmax(LOGITS)
     each = fit_isotonic(LOGITS, LABELS).apply(LOGITS)
     np.testing.assert_allclose(each.sum(1), 1)
-    theirs = np.stack([
-        IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit_transform(p[:, k], k == LABELS)
-        for k in range(3)
-    ], 1)  # fmt: skip
+    steps = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
+    theirs = np.stack([steps.fit_transform(p[:, k], k == LABELS) for k in range(3)], 1)
     np.testing.assert_allclose(each, theirs / theirs.sum(1, keepdims=True), atol=1e-9)
     assert brier(each, LABELS) < brier(p, LABELS)
     assert brier(p, LABELS) == pytest.approx(((p - np.eye(3)[LABELS]) ** 2).sum(1).mean(), abs=1e-9)
