@@ -1,5 +1,7 @@
 """What encoder-decoders promise: packed equals solo, a step equals the whole, clear refusals."""
 
+from functools import partial
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -8,6 +10,8 @@ import optax
 import pytest
 
 from sftjax.core import flatten, partition, unflatten
+from sftjax.evaluate.generate import generate
+from sftjax.evaluate.generate_settings import GenerationSettings
 from sftjax.models import Head, build, shift_right
 from sftjax.select import select
 
@@ -145,6 +149,13 @@ def test_what_is_trained_and_generated_lowers_for_accelerators():
     state = jax.eval_shape(tx.init, moving)
     export = jax.export.export(jax.jit(step), platforms=("tpu", "cuda"))
     assert export(moving, state, still, batch).platforms == ("tpu", "cuda")
+
+    for beams in (1, 3):
+        settings = GenerationSettings(max_new_tokens=3, num_beams=beams, eos_token_id=(1,))
+        write = jax.jit(partial(generate, model.decoder, settings=settings))
+        export = jax.export.export(write, platforms=("tpu", "cuda"))
+        out = export(model.shapes(), {"input_ids": batch["input_ids"]}).out_avals
+        assert out[0].shape == (2, 3)
 
 
 @pytest.mark.parametrize(("change", "message"), [
