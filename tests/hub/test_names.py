@@ -13,9 +13,9 @@ def test_every_row_is_its_own_inverse(family):
     table = WEIGHT_MAPS[family]
     for number in ("0", "11"):
         rows = [row for row in table.rows if not row.tensor.endswith("decoder.weight")]
-        paths = [row.path.format(number) for row in rows]
+        paths = [row.path.format(number, number) for row in rows]
         names = [place(table, path).tensor for path in paths]
-        assert names == [row.tensor.format(number) for row in rows]
+        assert names == [row.tensor.format(number, number) for row in rows]
         placed = place_all(table, names, tied=False)
         assert list(placed.places) == paths
         assert placed.unknown == ()
@@ -34,8 +34,8 @@ def test_no_two_rows_meet(family):
 def test_a_missing_prefix_and_old_names_mean_the_same(family):
     table = WEIGHT_MAPS[family]
     trunk = [row for row in table.rows if row.tensor.startswith(table.trunk + ".")]
-    full = place_all(table, [row.tensor.format(3) for row in trunk]).places
-    old = [(row.legacy or row.tensor).format(3) for row in trunk]
+    full = place_all(table, [row.tensor.format(3, 3) for row in trunk]).places
+    old = [(row.legacy or row.tensor).format(3, 3) for row in trunk]
     for names in (old, [name.removeprefix(table.trunk + ".") for name in old]):
         placed = place_all(table, names)
         assert placed.unknown == ()
