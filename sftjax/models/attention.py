@@ -65,9 +65,9 @@ def attend(
     (2, 4)
     """
     rows, width = bias_BTS.shape[0], q_ND.shape[-1]
-    scale = (width // heads) ** -0.5 if scale is None else scale
+    factor = (width // heads) ** -0.5 if scale is None else scale
     bias_BHTS = bias_BTS if bias_BTS.ndim == 4 else bias_BTS[:, None]
-    q_GTK, k_GSK, v_GSK = (_split_heads(x, rows, heads) for x in (q_ND * scale, k_ND, v_ND))
+    q_GTK, k_GSK, v_GSK = (_split_heads(x, rows, heads) for x in (q_ND * factor, k_ND, v_ND))
     s_GTS = _batched_dot(q_GTK, k_GSK, 2, 2)
     s_GTS = (s_GTS.reshape(rows, heads, *s_GTS.shape[1:]) + bias_BHTS).reshape(s_GTS.shape)
     e_GTS = jnp.exp(s_GTS - jax.lax.stop_gradient(s_GTS.max(-1, keepdims=True)))

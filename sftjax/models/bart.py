@@ -210,6 +210,7 @@ class Block(nn.Module):
             return attend(y, y, bias, kept and kept.own, index)
 
         def cross(y: Array) -> tuple[Array, Any]:
+            assert source_bias is not None
             attend = Attention(a, dtype, side.heads, name="encoder_attn")
             return attend(y, source, source_bias, kept and kept.source, index)
 
@@ -354,7 +355,7 @@ class Bart(nn.Module):
     ) -> tuple[Array, tuple[Kept | None, ...]]:
         """Return (R, V) logits and the memory, of one token in each row; (R,) int32."""
         x_RD, new = self.model.decode(
-            tokens, now.index, source, now.own_bias, now.source_bias, kept, now.index
+            tokens, now.place, source, now.own_bias, now.source_bias, kept, now.place
         )
         return self.scores(x_RD), new
 

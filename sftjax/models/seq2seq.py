@@ -55,7 +55,7 @@ class Kept(NamedTuple):
 class Now(NamedTuple):
     """One step of generation."""
 
-    index: Array
+    place: Array
     """() int32: the place of this token, counted from 0."""
     own_bias: Array
     """(R or 1, H or 1, 1, N) float32: 0, or a position's bias, for the tokens so far."""
@@ -161,9 +161,9 @@ def look(q_RD: Array, kept: KeysValues, bias: Array, heads: int, scale: float | 
     k_BHSK, v_BHSK = kept
     rows, width = k_BHSK.shape[0], q_RD.shape[-1] // heads
     q_BHGK = q_RD.reshape(rows, -1, heads, width).transpose(0, 2, 1, 3)
-    scale = width**-0.5 if scale is None else scale
+    factor = width**-0.5 if scale is None else scale
     s_BHGS = jnp.einsum(
-        "bhgk,bhsk->bhgs", q_BHGK * scale, k_BHSK, preferred_element_type=jnp.float32
+        "bhgk,bhsk->bhgs", q_BHGK * factor, k_BHSK, preferred_element_type=jnp.float32
     )
     weights = jax.nn.softmax(s_BHGS + bias, axis=-1).astype(v_BHSK.dtype)
     o_BHGK = jnp.einsum(

@@ -60,7 +60,7 @@ class Memory(NamedTuple):
 
     own: tuple[KeysValues, ...]
     """A block's keys and values of the tokens so far, (R, H, N, K)."""
-    index: Array
+    place: Array
     """(R,) int32, all equal: tokens read so far."""
 
 
@@ -180,9 +180,9 @@ class Seq2SeqModel:
         return jax.eval_shape(self.init, jax.random.key(0))
 
     def _run(self, params: PyTree, *inputs: Any, method: str | None = None) -> Any:
-        *inputs, key = inputs
+        *given, key = inputs
         rngs = {} if key is None else {"dropout": key}
-        return self.module.apply({"params": params}, *inputs, rngs=rngs, method=method)
+        return self.module.apply({"params": params}, *given, rngs=rngs, method=method)
 
     def _start(self, params: PyTree, batch: Batch, new_tokens: int) -> tuple[Array, WithSource]:
         ids = _entry(batch, "input_ids", None)
@@ -227,9 +227,9 @@ class Seq2SeqModel:
             jnp.where(place <= index[0], 0.0, LOWEST)[None, None, None].astype(jnp.float32),
             attention_bias(mask)[:, None],
         )
-        logits, kept = self._run(params, tokens, source, kept, now, None, method="step")
-        memory = Memory(tuple(block.own for block in kept), index + 1)
-        return logits, WithSource(memory, Source(tuple(block.source for block in kept), mask))
+        logits, new = self._run(params, tokens, source, kept, now, None, method="step")
+        memory = Memory(tuple(block.own for block in new), index + 1)
+        return logits, WithSource(memory, Source(tuple(block.source for block in new), mask))
 
     def _pair(self, batch: Batch) -> Pair:
         ids, targets = (_entry(batch, name, None) for name in ("input_ids", "decoder_input_ids"))

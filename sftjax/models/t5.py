@@ -113,6 +113,7 @@ class Attention(nn.Module):
         wide, narrow = a.num_heads * a.d_kv, a.d_model**-0.5
         if self.positions:
             table = Positions(a, self.both_ways, name="relative_attention_bias")
+            assert distance is not None
             bias = table(distance) + (bias[:, None] if bias.ndim == 3 else bias)
         q = _dense(wide, narrow * a.d_kv**-0.5, a, self.dtype, "q")(x)
         k, v = (_dense(wide, narrow, a, self.dtype, name) for name in ("k", "v"))
@@ -199,6 +200,7 @@ class Sublayers(nn.Module):
         rest = {"distance": distance, "kept": kept and kept.own, "index": index}
         x, bias, own_kept = own(x, None, bias, **rest)
         if self.decoder:
+            assert source_bias is not None
             cross = Sublayer(a, dtype, "EncDecAttention", name="1")
             x, _, read = cross(x, source, source_bias, kept=kept and kept.source, index=index)
             kept = None if own_kept is None else Kept(own_kept, read)
@@ -305,14 +307,14 @@ class T5(nn.Module):
 
     def step(
         self, tokens: Array, source: Array | None, kept: tuple[Kept, ...], now: Now
-    ) -> tuple[Array, tuple[Kept, ...]]:
+    ) -> tuple[Array, tuple[Kept | None, ...]]:
         """Return (R, V) logits and the memory, of one token in each row; (R,) int32."""
         room = now.own_bias.shape[-1]
-        distance = (jnp.arange(room) - now.index)[None]
-        x_RD, kept = self.decoder(
-            self._embed(tokens), source, now.own_bias, now.source_bias, distance, kept, now.index
+        distance = (jnp.arange(room) - now.place)[None]
+        x_RD, new = self.decoder(
+            self._embed(tokens), source, now.own_bias, now.source_bias, distance, kept, now.place
         )
-        return self.scores(x_RD), kept
+        return self.scores(x_RD), new
 
     def scores(self, x_ND: Array) -> Array:
         """Return (N, V) float32."""

@@ -50,7 +50,9 @@ def architecture(config: Mapping[str, Any]) -> T5Architecture:
     'gelu_new'
     """
     require({**config, "is_encoder_decoder": None}, SIZES)
-    words = given(config, "feed_forward_proj", "relu").split("-")
+    multilingual = config.get("model_type") == "mt5"  # T5 1.1 by default, and never scaled
+    default = "gated-gelu" if multilingual else "relu"
+    words = given(config, "feed_forward_proj", default).split("-")
     if len(words) > 2 or (len(words) == 2 and words[0] != "gated") or words[-1] not in ACTIVATIONS:
         raise ValueError(
             f"feed_forward_proj {config['feed_forward_proj']!r} is not known; it is an activation "
@@ -74,7 +76,7 @@ def architecture(config: Mapping[str, Any]) -> T5Architecture:
         epsilon=given(config, "layer_norm_epsilon", 1e-6),
         factor=given(config, "initializer_factor", 1.0),
         tied=tied,
-        scaled=given(config, "scale_decoder_outputs", tied),
+        scaled=not multilingual and given(config, "scale_decoder_outputs", tied),
     )
     if not 0.0 <= a.dropout < 1.0:
         raise ValueError(f"the config's dropout_rate must be in [0, 1), not {a.dropout!r}")
