@@ -35,6 +35,12 @@ def rated_sentences() -> pathlib.Path:
     return asset("rated-sentences")
 
 
+@pytest.fixture(scope="session")
+def smollm2() -> pathlib.Path:
+    """The folder with the GGUF file of the real SmolLM2-135M-Instruct."""
+    return asset("smollm2-135m-instruct")
+
+
 def asset(name: str) -> pathlib.Path:
     """Fetch a real asset; skip without a network, unless the environment says it must be there."""
     from sftjax.data import fetch
