@@ -103,7 +103,7 @@ def test_a_file_becomes_a_folder_with_everything(tmp_path):
     np.testing.assert_array_equal(there["q_proj"]["kernel"].T[4], file["blk.0.attn_q.weight"][1])
     names = {p.name for p in report.folder.iterdir()}
     assert {"tokenizer.json", "chat_template.jinja", "generation_config.json"} <= names
-    assert list(load_tokenizer(report.folder).encode(["ab"])[0].input_ids) == [3]
+    assert list(load_tokenizer(report.folder).encode(["ab"])[0].ids) == [3]
 
 
 @pytest.mark.parametrize(("metadata", "message"), [
@@ -165,7 +165,7 @@ def test_the_real_smollm2_is_torchs(smollm2):
     batch = {name: np.asarray(batch[name], np.int32) for name in ("input_ids", "attention_mask")}
     ours = load_tokenizer(report.folder).encode(chats)
     for row, ids, mask in zip(ours, batch["input_ids"], batch["attention_mask"], strict=True):
-        assert list(row.input_ids) == ids[mask == 1].tolist()
+        assert list(row.ids) == ids[mask == 1].tolist()
     tensors = {name: torch.from_numpy(array).long() for name, array in batch.items()}
     with torch.no_grad():
         logits = theirs(**tensors).logits.numpy()
