@@ -15,6 +15,7 @@ from sftjax.adapters.quantize import quantize as quantized
 from sftjax.core import PyTree, flatten, unflatten
 from sftjax.hub.config import choose_head, read_config
 from sftjax.hub.matching import Match, match
+from sftjax.hub.placing import ShardingOf, put
 from sftjax.hub.report import LoadReport
 from sftjax.hub.source import find_folder, tokenizer_files
 from sftjax.hub.weights import Weights, open_weights
@@ -40,6 +41,7 @@ def load(
     quantize: str | None = None,
     key: Array | None = None,
     ignore: Sequence[str] = (),
+    sharding: ShardingOf | None = None,
 ) -> Loaded:
     """Load a checkpoint of the Hub's layout, leaf by leaf from the mapped file.
 
@@ -56,6 +58,8 @@ def load(
         or "nf4-double", "int8-double" with quantized scales (see `adapters.quantize_base`).
       key: initialises the leaves without a pretrained value; `jax.random.key(0)` if None.
       ignore: patterns of tensor names (`/` for `.`) that may be in the file for no known reason.
+      sharding: `(path, shape) -> Sharding`, such as `by_rules(mesh, ...)`: each device is given its
+        own part of a leaf from the mapped file, and no leaf is ever whole on the host.
 
     Returns:
       The model, its params (a nested dict), and the report; `report.new` names what is new.
@@ -63,8 +67,13 @@ def load(
     Raises:
       FileNotFoundError: if there is no such folder, config or weights file.
       ValueError: if a file is damaged, or tensors are missing, unexpected or misshapen: all of them
-        in one message.
+        in one message; or if both `quantize` and `sharding` are given.
     """
+    if quantize is not None and sharding is not None:
+        raise ValueError(
+            "a leaf in few bits is packed as a whole and cannot be laid out over devices while it "
+            "is read; leave out quantize or sharding"
+        )
     folder = find_folder(name_or_folder)
     config = read_config(folder)
     chosen = choose_head(config, head, labels, problem_type)
@@ -86,7 +95,7 @@ def load(
         buffers=matched.buffers,
         tokenizer_files=tokenizer_files(folder),
     )
-    params = _fill(model, weights, matched, key, param_dtype, _keeper(quantize))
+    params = _fill(model, weights, matched, key, param_dtype, _keeper(quantize), sharding)
     return Loaded(model, params, report)
 
 
@@ -97,16 +106,23 @@ def _fill(
     key: Array | None,
     param_dtype: DTypeLike | None,
     keep: Callable[[str, np.ndarray], Any],
+    sharding: ShardingOf | None,
 ) -> PyTree:
     leaves: dict[str, Any] = {}
     if matched.new:
         # Compiled, so that the leaves which come from the file are never made.
         initialise = jax.jit(lambda key: {p: flatten(model.init(key))[p] for p in matched.new})
         for path, leaf in initialise(jax.random.key(0) if key is None else key).items():
-            leaves[path] = leaf if param_dtype is None else leaf.astype(param_dtype)
+            leaf = leaf if param_dtype is None else leaf.astype(param_dtype)
+            leaves[path] = leaf
+            if sharding is not None:
+                leaves[path] = jax.device_put(leaf, sharding(path, leaf.shape))
     for path, spot in matched.found.items():
         values = spot.ours(weights.tensors[spot.tensor])
-        leaves[path] = keep(path, np.asarray(values, dtype=param_dtype, order="C"))
+        if sharding is not None:
+            leaves[path] = put(values, param_dtype, sharding(path, values.shape))
+        else:
+            leaves[path] = keep(path, np.asarray(values, dtype=param_dtype, order="C"))
         weights.release(spot.tensor)
     return unflatten(leaves)
 
