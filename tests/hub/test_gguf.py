@@ -72,7 +72,8 @@ def tiny(width=32, **changes):
         "llama.attention.layer_norm_rms_epsilon": 1e-5, "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": ["<e>", "a", "b", "ab"],
         "tokenizer.ggml.token_type": [3, 1, 1, 1], "tokenizer.ggml.merges": ["a b"],
-        "tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.padding_token_id": 0, "tokenizer.chat_template": "{{ messages }}",
+        "tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.chat_template": "{{ messages }}",
     } | changes  # fmt: skip
     rng = np.random.default_rng(0)
     shapes = {
