@@ -148,10 +148,7 @@ def our_side(
         return jnp.asarray(0.02 * rng.standard_normal(leaf.shape, np.float32), jnp.bfloat16)
 
     base = map_with_path(drawn, model.shapes())
-    plan = plan_adapter(
-        base, lora(r=RANK, lora_alpha=2 * RANK), exclude_modules=[] if config[
-            "tie_word_embeddings"] else ["lm_head"],
-    )  # fmt: skip
+    plan = plan_adapter(base, lora(r=RANK, lora_alpha=2 * RANK))
     fresh = {
         path: jnp.zeros(leaf.shape)
         if path.endswith("lora_b")

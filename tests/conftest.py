@@ -42,6 +42,12 @@ def flan_t5() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2() -> pathlib.Path:
+    """The folder with the GGUF file of the real SmolLM2-135M-Instruct."""
+    return asset("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
 def asset_folder():
     """The function that gives a real asset's folder by its name."""
     return asset

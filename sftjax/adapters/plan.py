@@ -12,6 +12,9 @@ from sftjax.adapters.kind import ALL_LINEAR, Kind, Site, tree_at
 from sftjax.adapters.quantize import shapes_behind
 from sftjax.core import PyTree, flatten, is_quantized, map_with_path, matches, nearest, unflatten
 
+OUTPUT = ("lm_head",)
+"""Modules that give the scores of words, which `all-linear` leaves out."""
+
 
 class Planned(NamedTuple):
     """One site and the kind of adapter that sits there."""
@@ -62,7 +65,8 @@ def plan_adapter(
       kind: such as `lora(r=8)`.
       target_modules: a list of names, each the last segments of a module's path (`"query"`,
         `"output.dense"`; dots and slashes mean the same) or a path pattern with wildcards;
-        `"all-linear"` for every module with a 2-axis kernel outside the `new` ones; or one regular
+        `"all-linear"` for every module with a 2-axis kernel outside the `new` ones and but for
+        the output words (`lm_head`), as in PEFT; or one regular
         expression, which must match the whole dotted path. None: where the kind sits by itself,
         all linear modules for most.
       exclude_modules: as `target_modules`; taken out again.
@@ -229,6 +233,7 @@ def _chosen(
             path
             for path in fitting
             if path not in fresh
+            and path not in OUTPUT
             and (leaf := _join(path, _leaf_of(path, leaves, kind))).endswith("kernel")
             and len(leaves[leaf].shape) == 2
         }

@@ -13,6 +13,7 @@ from sftjax.hub.gguf_model import convert_gguf
 from sftjax.hub.loading import Loaded, load
 from sftjax.hub.names import Row, WeightMap
 from sftjax.hub.peft import LoadedAdapter, load_adapter, save_adapter, why_not_peft
+from sftjax.hub.placing import by_rules
 from sftjax.hub.report import LoadReport
 from sftjax.hub.saving import save
 from sftjax.hub.source import find_folder
@@ -35,6 +36,7 @@ __all__ = [
     "TensorFile",
     "Tokenizer",
     "WeightMap",
+    "by_rules",
     "card_of",
     "convert_gguf",
     "find_folder",

@@ -18,6 +18,7 @@ from sftjax.core import PyTree, flatten, unflatten
 from sftjax.hub.config import choose_head, read_config
 from sftjax.hub.fitting import fitted
 from sftjax.hub.matching import Match, match
+from sftjax.hub.placing import ShardingOf, put
 from sftjax.hub.recognise import recognise
 from sftjax.hub.report import LoadReport
 from sftjax.hub.seq2seq_names import settled
@@ -46,6 +47,7 @@ def load(
     quantize: str | None = None,
     key: Array | None = None,
     ignore: Sequence[str] = (),
+    sharding: ShardingOf | None = None,
 ) -> Loaded:
     """Load a checkpoint of the Hub's layout, leaf by leaf from the mapped file.
 
@@ -72,6 +74,8 @@ def load(
         or "nf4-double", "int8-double" with quantized scales (see `adapters.quantize_base`).
       key: initialises the leaves without a pretrained value; `jax.random.key(0)` if None.
       ignore: patterns of tensor names (`/` for `.`) that may be in the file for no known reason.
+      sharding: `(path, shape) -> Sharding`, such as `by_rules(mesh, ...)`: each device is given its
+        own part of a leaf from the mapped file, and no leaf is ever whole on the host.
 
     Returns:
       The model, its params (a nested dict), and the report; `report.new` names what is new.
@@ -79,8 +83,13 @@ def load(
     Raises:
       FileNotFoundError: if there is no such folder, config or weights file.
       ValueError: if a file is damaged, or tensors are missing, unexpected or misshapen: all of them
-        in one message.
+        in one message; or if both `quantize` and `sharding` are given.
     """
+    if quantize is not None and sharding is not None:
+        raise ValueError(
+            "a leaf in few bits is packed as a whole and cannot be laid out over devices while it "
+            "is read; leave out quantize or sharding"
+        )
     file = pathlib.Path(name_or_folder).expanduser()
     alone = file.is_file() and file.suffix != ".gguf"  # which is turned into a folder first
     folder = file.parent if alone else find_folder(name_or_folder)
@@ -111,7 +120,7 @@ def load(
         layout=matched.layout,
         processor=processor,
     )
-    params = _fill(model, weights, matched, key, param_dtype, _keeper(quantize))
+    params = _fill(model, weights, matched, key, param_dtype, _keeper(quantize), sharding)
     return Loaded(model, params, report)
 
 
@@ -144,6 +153,7 @@ def _fill(
     key: Array | None,
     param_dtype: DTypeLike | None,
     keep: Callable[[str, np.ndarray], Any],
+    sharding: ShardingOf | None,
 ) -> PyTree:
     leaves: dict[str, Any] = {}
     shapes = flatten(model.shapes()) if matched.fitted else {}
@@ -151,12 +161,18 @@ def _fill(
         # Compiled, so that the leaves which come from the file are never made.
         initialise = jax.jit(lambda key: {p: flatten(model.init(key))[p] for p in matched.new})
         for path, leaf in initialise(jax.random.key(0) if key is None else key).items():
-            leaves[path] = leaf if param_dtype is None else leaf.astype(param_dtype)
+            leaf = leaf if param_dtype is None else leaf.astype(param_dtype)
+            leaves[path] = leaf
+            if sharding is not None:
+                leaves[path] = jax.device_put(leaf, sharding(path, leaf.shape))
     for path, spot in matched.found.items():
         values = spot.ours(weights.tensors[spot.tensor])
         if path in matched.fitted:
             values = fitted(np.asarray(values), shapes[path].shape)
-        leaves[path] = keep(path, np.asarray(values, dtype=param_dtype, order="C"))
+        if sharding is not None:
+            leaves[path] = put(values, param_dtype, sharding(path, values.shape))
+        else:
+            leaves[path] = keep(path, np.asarray(values, dtype=param_dtype, order="C"))
         weights.release(spot.tensor)
     return unflatten(leaves)
 

@@ -24,7 +24,8 @@ PARTS = (
 """Ends of the names of adapter tensors."""
 
 IGNORED = frozenset({
-    "auto_mapping", "base_model_name_or_path", "inference_mode", "revision", "task_type",
+    "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode",
+    "revision", "task_type",
     "peft_version", "peft_type", "target_modules", "exclude_modules", "layers_to_transform",
     "layers_pattern", "modules_to_save", "bias", "megatron_core", "qalora_group_size",
     "ensure_weight_tying", "init_ia3_weights", "r", "lora_alpha", "lora_dropout", "use_rslora",

@@ -66,8 +66,8 @@ class CausalArchitecture:
 def llama(config: Mapping[str, Any]) -> CausalArchitecture:
     """Read a Llama's config (SmolLM2's too); absent fields take transformers' defaults.
 
-    >>> llama({"model_type": "llama", **dict.fromkeys(SIZES, 4)}).head_dim
-    1
+    >>> llama(dict.fromkeys(SIZES, 4) | {"hidden_size": 16}).head_dim
+    4
     """
     return _read(
         config,
