@@ -1,11 +1,12 @@
-"""The command line: `sftjax classify`, `chat`, `talk`, `compare`, `merge`, `predict`, `inspect`, `demo`."""
+"""The command line: `sftjax classify`, `chat`, `talk`, `compare`, `predict` and the others."""
 
 import sys
 from typing import Annotated
 
 import tyro
 
-from sftjax.recipes.chat import TuneChat, chat
+from sftjax.recipes.chat import chat
+from sftjax.recipes.chat_job import TuneChat
 from sftjax.recipes.classify import Classify, classify
 from sftjax.recipes.compare import Compare, compare
 from sftjax.recipes.demo import Demo, demo
