@@ -120,7 +120,8 @@ def chat(job: TuneChat, tell: Callable[[str], None] = print) -> Chatted:
         return found
 
     metrics = measured(worn.params, "before")
-    asked = conversations(tables[1].take(evaluation.rows[: job.samples]))
+    first = evaluation.rows[: job.samples]
+    asked = conversations(tables[1].take(first)) if len(first) else []
     samples = _asked(asked)
     speak = speaker(decoder.model)
     said = [one._replace(messages=one.messages[:-1]) for one in asked if one.messages]
