@@ -5,7 +5,8 @@ from typing import Annotated
 
 import tyro
 
-from sftjax.recipes.chat import TuneChat, chat
+from sftjax.recipes.chat import chat
+from sftjax.recipes.chat_job import TuneChat
 from sftjax.recipes.classify import Classify, classify
 from sftjax.recipes.compare import Compare, compare
 from sftjax.recipes.demo import Demo, demo

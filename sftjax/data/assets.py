@@ -157,7 +157,12 @@ DINOV2_SMALL = Asset(
 ASSETS: dict[str, Asset] = {
     asset.name: asset
     for asset in (
-        MINILM, RATED_SENTENCES, SMOLLM2, CONSTRUCTION_FAQ, FLAN_T5, EFFICIENTNET_LITE0,
+        MINILM,
+        RATED_SENTENCES,
+        SMOLLM2,
+        CONSTRUCTION_FAQ,
+        FLAN_T5,
+        EFFICIENTNET_LITE0,
         DINOV2_SMALL,
     )
 }

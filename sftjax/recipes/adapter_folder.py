@@ -23,7 +23,7 @@ from sftjax.hub import (
     why_not_peft,
     write_tensor_file,
 )
-from sftjax.models import Head, TextEncoder
+from sftjax.models import CausalModel, Head, TextEncoder
 from sftjax.objectives import Apply
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.text_models import load_encoder
@@ -44,7 +44,7 @@ class Adapted(NamedTuple):
 
 def save_adapted(
     folder: pathlib.Path,
-    model: TextEncoder,
+    model: TextEncoder | CausalModel,
     params: Any,
     plan: Plan,
     *,

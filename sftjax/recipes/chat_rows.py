@@ -32,7 +32,7 @@ SENTENCES_A_TEXT = 12
 class ChatRows:
     """Which tokens are learned, and what to do with rows that do not fit."""
 
-    max_length: int = 512
+    max_length: int = 1024
     """Most tokens in a conversation; with --packing also the tokens in a row of a batch."""
     packing: bool = True
     """Put several conversations in a row, each seeing only itself."""
