@@ -17,7 +17,7 @@ from sftjax.evaluate.generate_settings import read_settings
 from sftjax.hub import load, load_tokenizer
 from sftjax.models import Seq2SeqModel
 from sftjax.recipes.run_folder import write_text
-from sftjax.recipes.summary_rows import pairs_in_order
+from sftjax.recipes.summary_rows import model_folder, pairs_in_order
 from sftjax.recipes.writing import Writer
 
 
@@ -26,7 +26,7 @@ class Generate:
     """Write with a model folder that `sftjax summarize` (or anyone) saved."""
 
     model: tyro.conf.Positional[str]
-    """The model's folder, or a name on the Hub."""
+    """The model's folder, a name on the Hub, or asset:NAME."""
     text: tuple[str, ...] = ()
     """Texts to write about."""
     data: str | None = None
@@ -66,7 +66,7 @@ def generate_text(job: Generate, tell: Callable[[str], None] = print) -> list[st
     rows = (
         Table({job.column: list(job.text)}, name="--text") if job.data is None else read(job.data)
     )
-    model, params, report = load(job.model)
+    model, params, report = load(model_folder(job.model))
     if not isinstance(model, Seq2SeqModel):
         raise ValueError(
             f"{job.model} is a {model.family}; generate writes with an encoder-decoder (t5)"

@@ -21,6 +21,7 @@ from sftjax.recipes.summary_rows import (
     SummaryColumns,
     SummaryRows,
     encode_summaries,
+    model_folder,
     read_summaries,
 )
 from sftjax.recipes.training import Training
@@ -31,7 +32,7 @@ class Summarize:
     """Fine-tune an encoder-decoder (T5 and its kin) to summarize."""
 
     model: str
-    """A local folder in the Hub's layout, or the name of a repository on the Hub."""
+    """A local folder in the Hub's layout, the name of a repository on the Hub, or asset:NAME."""
     data: str
     """A .csv, .tsv, .jsonl or .parquet file, a folder of train/validation/test files, tfds:NAME
     (as tfds:cnn_dailymail), asset:debian-synopses or asset:radiology-reports."""
@@ -114,7 +115,7 @@ def get_ready(job: Summarize, tell: Callable[[str], None]) -> Ready:
         train, held = hold_out(train, job.validation_fraction, seed + 1, group=columns.group)
     prompts = read_prompts(job.prompts)
     model, params, report = load(
-        job.model,
+        model_folder(job.model),
         dtype=jnp.bfloat16 if training.bf16 else jnp.float32,
         quantize=quantized(training),
         key=jax.random.key(seed),

@@ -13,6 +13,7 @@ from sftjax.data import (
     Table,
     columns_of,
     encode_pairs,
+    fetch,
     hold_out,
     read,
     splits,
@@ -138,9 +139,21 @@ def encode_summaries(
     return SummaryRows(table, pairs, texts(table, document), texts(table, summary))
 
 
+def model_folder(name: str) -> str:
+    """Return the folder of an asset, `asset:NAME`, fetched if need be; other names as they are.
+
+    >>> model_folder("google/flan-t5-small")
+    'google/flan-t5-small'
+    """
+    return str(fetch(name.removeprefix("asset:"))) if name.startswith("asset:") else name
+
+
 def pairs_in_order(pairs: Pairs, per_device: int = EVAL_ROWS) -> Stream:
-    """Return the rows unshuffled, so many on each device."""
-    batches = PairBatches(pairs, per_device * jax.device_count(), shuffle=False)
+    """Return the rows unshuffled, so many on each device, or fewer where there are fewer."""
+    devices = jax.device_count()
+    # Not below 32: a few samples then share what was compiled for more rows.
+    size = min(max(len(pairs), EVAL_ROWS), per_device * devices)
+    batches = PairBatches(pairs, devices * -(-size // devices), shuffle=False)
     return Stream(batches.steps_per_epoch, batches.at)
 
 

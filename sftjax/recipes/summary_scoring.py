@@ -85,7 +85,7 @@ class SummaryScorer:
         """Write of the documents that are shown, and tell it."""
         if self._samples is None:
             return []
-        stream = pairs_in_order(self._samples, per_device=len(self._samples))
+        stream = pairs_in_order(self._samples)
         written = self._writer(params, stream, len(self._samples)).texts
         found = [Sample(*of, text) for of, text in zip(self._shown, written, strict=True)]
         self.history.append(found)
