@@ -27,7 +27,9 @@ STEPS, RATE = 5, 0.05
 
 def batch_of(case):
     batch = causal.inputs(case)
-    return {**batch, "labels": np.where(batch["attention_mask"], batch["input_ids"], -100)}
+    # A row's first token is said by nobody: what padding on its left says means nothing.
+    said = batch["attention_mask"] * np.pad(batch["attention_mask"][:, :-1], ((0, 0), (1, 0)))
+    return {**batch, "labels": np.where(said, batch["input_ids"], -100)}
 
 
 def objective_of(apply):
