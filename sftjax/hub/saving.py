@@ -114,7 +114,7 @@ def _tensors(
     bare = model.head.kind in BARE
     # Another collection's names are read and never written: the Hub's tools know only its own.
     ours = report is not None and report.layout == table.layout
-    same = ours and _same_class(model, report)
+    same = report is not None and ours and _same_class(model, report)
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in leaves.items():
         spot = place(table, path)

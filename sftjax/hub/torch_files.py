@@ -55,7 +55,7 @@ class _Storage(NamedTuple):
 
     key: str
     dtype: np.dtype
-    count: int
+    length: int
 
 
 class _Tensor(NamedTuple):
@@ -151,7 +151,7 @@ def _read_legacy(path: pathlib.Path) -> tuple[Any, Callable[[_Storage], np.ndarr
             raise ValueError("its list of storages and its tensors do not belong together")
         arrays: dict[str, np.ndarray] = {}
         for key in keys:
-            dtype, count = storages[key].dtype, storages[key].count
+            dtype, count = storages[key].dtype, storages[key].length
             said = struct.unpack("<q", data.read(8))[0]
             if said != count:
                 raise ValueError(f"the storage {key} holds {said} numbers and should hold {count}")
@@ -236,13 +236,13 @@ def _run(file: Any, storages: dict[str, _Storage] | None = None) -> Any:
             items = since_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
             _of(dict, stack[-1]).update(zip(items[::2], items[1::2], strict=True))
         elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
+            memo[_of(int, argument)] = stack[-1]
         elif name == "MEMOIZE":
             memo[len(memo)] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
+            stack.append(memo[_of(int, argument)])
         elif name == "GLOBAL":
-            stack.append(_known(argument))
+            stack.append(_known(_of(str, argument)))
         elif name == "STACK_GLOBAL":
             member, module = stack.pop(), stack.pop()
             stack.append(_known(f"{module} {member}"))

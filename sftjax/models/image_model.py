@@ -94,7 +94,9 @@ class ImageNetwork(nn.Module):
         if head.kind == "segment":
             chosen = _four(a.stages)
             maps = [passage.maps[stage] for stage in chosen]
-            return Decoder(len(head.labels), self.dtype, name="decoder")(maps, x.shape[1:3])
+            return Decoder(len(head.labels), self.dtype, name="decoder")(
+                maps, (x.shape[1], x.shape[2])
+            )
         chosen = passage.maps[head.stage].astype(jnp.float32) if head.stage else final.map
         if head.kind == "map":
             return chosen

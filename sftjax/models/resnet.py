@@ -119,7 +119,8 @@ def blocks(a: ResNet, x: Array, passage: Passage, dtype: DTypeLike) -> Array:
 
     if not passage.given:
         x = at("embedder/embedder", normed, a.stem, 7, 2, act, x)
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        edges: Any = ((1, 1), (1, 1))  # flax says str, and takes these
+        x = nn.max_pool(x, (3, 3), (2, 2), edges)
     return at("encoder/stages", stages, x)
 
 

@@ -1,5 +1,7 @@
 """A light decoder of dense maps, for any trunk: a class for every pixel."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,11 +27,11 @@ class Decoder(nn.Module):
     def __call__(self, maps: list[Array], size: tuple[int, int]) -> Array:
         """Return (B, H, W, L) float32 logits from maps (B, h, w, C), the largest first."""
         largest = max((m.shape[1:3] for m in maps), key=lambda shape: shape[0] * shape[1])
-        total = None
-        for level, x in enumerate(maps):
-            x = nn.Conv(WIDTH, (1, 1), dtype=self.dtype, name=f"lateral_{level}_")(x)
-            x = _resize(x, largest)
-            total = x if total is None else total + x
+        laterals = [
+            _resize(nn.Conv(WIDTH, (1, 1), dtype=self.dtype, name=f"lateral_{level}_")(x), largest)
+            for level, x in enumerate(maps)
+        ]
+        total = functools.reduce(jnp.add, laterals)
         x = nn.Conv(WIDTH, (3, 3), dtype=self.dtype, name="smooth")(nn.relu(total))
         x = nn.Conv(self.classes, (1, 1), dtype=jnp.float32, name="classifier")(nn.relu(x))
         return _resize(x.astype(jnp.float32), size)

@@ -115,7 +115,8 @@ def statistics_policy(
         if word is None:
             word = (rules if isinstance(rules, str) else "adapt") if moves else "frozen"
         decided[word].append(path)
-    return Policy(*(tuple(decided[word]) for word in POLICIES), tuple(flatten(params)))
+    frozen, adapt, recalibrate = (tuple(decided[word]) for word in POLICIES)
+    return Policy(frozen, adapt, recalibrate, tuple(flatten(params)))
 
 
 def take_statistics(params: PyTree, paths: Collection[str]) -> tuple[PyTree, PyTree]:

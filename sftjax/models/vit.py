@@ -146,6 +146,7 @@ class Scale(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        assert self.a.layer_scale is not None
         start = nn.initializers.constant(self.a.layer_scale)
         return x * self.param("lambda1", start, (x.shape[-1],)).astype(x.dtype)
 
