@@ -23,6 +23,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+collect_ignore_glob = ["*/make_*.py"]  # scripts that write golden files, with peers of their own
+
+
 @pytest.fixture(scope="session")
 def minilm() -> pathlib.Path:
     """The folder of the real MiniLM-L6."""

