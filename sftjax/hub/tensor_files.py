@@ -12,7 +12,7 @@ import mmap
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -143,10 +143,23 @@ def write_tensor_file(
     try:
         save_file(contiguous, partial, metadata={"format": "pt"} | dict(metadata or {}))
         with partial.open("rb+") as file:
+            _order_metadata(file)
+            file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _order_metadata(file: BinaryIO) -> None:
+    """Put the metadata in order: safetensors writes it in another one each time."""
+    length = int.from_bytes(file.read(_LENGTH), "little")
+    header = json.loads(file.read(length))
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    assert len(text) <= length  # the same JSON in another order, and the padding
+    file.seek(_LENGTH)
+    file.write(text.ljust(length))
 
 
 def _read_header(

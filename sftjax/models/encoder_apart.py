@@ -27,8 +27,8 @@ def encoder_apart(
 
     >>> import jax, jax.numpy as jnp
     >>> from sftjax.models import Head, build
-    >>> sizes = {"vocab_size": 8, "d_model": 4, "d_kv": 2, "d_ff": 8, "num_layers": 1, "num_heads": 2}
-    >>> config = {"model_type": "t5", "decoder_start_token_id": 0, **sizes}
+    >>> names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+    >>> config = {"model_type": "t5", "decoder_start_token_id": 0, **dict.fromkeys(names, 4)}
     >>> model = build(config, Head("seq2seq-lm"))
     >>> params, ids = model.init(jax.random.key(0)), jnp.array([[1, 2, 3]])
     >>> batch = {"input_ids": ids, "decoder_input_ids": ids}

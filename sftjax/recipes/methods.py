@@ -33,15 +33,7 @@ from sftjax.anchor import (
     to_difference,
     wise_ft,
 )
-from sftjax.core import (
-    Batch,
-    Objective,
-    PyTree,
-    TrainState,
-    View,
-    flatten,
-    map_with_path,
-)
+from sftjax.core import Batch, Objective, PyTree, TrainState, View, flatten, map_with_path
 from sftjax.objectives import Apply, Counts, distill_features, distill_logits, r3f, smart
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.tpgm import projecting

@@ -154,3 +154,11 @@ def test_every_truncation_is_noticed(tmp_path):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r"a\.safetensors is not a whole safetensors file"):
             TensorFile(path)
+
+
+def test_the_same_tensors_and_metadata_are_the_same_bytes(tmp_path):
+    metadata = {f"word {number}": "ü\n" for number in range(8)}
+    for name in ("one", "two"):
+        write_tensor_file(tmp_path / name, {"a": np.ones(3, np.float32)}, metadata)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert TensorFile(tmp_path / "one").metadata == metadata | {"format": "pt"}

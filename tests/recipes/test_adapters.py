@@ -30,14 +30,9 @@ SHORT = Training(
     max_steps=4, per_device_train_batch_size=1, eval_steps=4, learning_rate=3e-3, logging_steps=2
 )
 KINDS = {
-    "lora": "lora:r=2,alpha=4,targets=query|value",
-    "rslora": "rslora:r=2",
     "dora": "dora:r=2",
-    "pissa": "pissa:r=2",
     "olora": "olora:r=2,targets=query",
-    "ia3": "ia3",
     "houlsby": "houlsby:r=4",
-    "pfeiffer": "pfeiffer:r=4",
     "prompt": "prompt:tokens=3",
     "prefix": "prefix:tokens=3",
 }
@@ -137,7 +132,7 @@ def predicted(folder, data, tmp_path):
     return predict_text(Predict(str(folder), data=str(data), output=out), lambda text: None)
 
 
-@pytest.mark.parametrize(("how", "word"), [("int8-double", "dora:r=2"), ("nf4", "pissa:r=2")])
+@pytest.mark.parametrize(("how", "word"), [("nf4", "pissa:r=2")])
 def test_a_quantized_base(how, word, tiny_model, few, tmp_path):
     said = []
     found = done(
@@ -331,12 +326,11 @@ def test_an_adapter_of_another_base_is_refused(learned, tiny_model, few, tmp_pat
 
 
 def test_a_sweep_is_a_bank_of_adapters(tiny_model, few, tmp_path):
-    said = []
     found = done(
-        tiny_model, few, tmp_path / "run", said.append, sweep="seeds=2,dose=0|2",
+        tiny_model, few, tmp_path / "run", sweep="seeds=2,dose=0|2",
         adapter=("lora:r=2,layers=1",), anchor="l2-sp", quantize="int8",
     )  # fmt: skip
-    assert any("computed once" in text for text in said)
+    assert "computed once for all runs" in (tmp_path / "run" / "report.md").read_text()
     assert {row["seed"] for row in found.rows} == {0, 1}
     assert found.rows[0]["moved"] != found.rows[2]["moved"]
     twin = done(
