@@ -25,6 +25,8 @@ from sftjax.evaluate.classification import (
 )
 from sftjax.evaluate.conformal import Conformal, coverage, fit_conformal, mean_size
 from sftjax.evaluate.copying import Copied, Lengths, copied, lead, lengths, sentences
+from sftjax.evaluate.generate import Generated, compile_generate, compile_stream, generate
+from sftjax.evaluate.generate_settings import GenerationSettings, read_settings, settings_of
 from sftjax.evaluate.grading import cohen_kappa, dice, dice_per_class, quadratic_kappa
 from sftjax.evaluate.moved import Moved, block_names, largest_singular_value, moved, whole
 from sftjax.evaluate.multilabel import (
@@ -116,6 +118,8 @@ __all__ = [
     "EntityScores",
     "Forgetting",
     "Gaussians",
+    "Generated",
+    "GenerationSettings",
     "Interval",
     "Isotonic",
     "Lengths",
@@ -156,6 +160,8 @@ __all__ = [
     "choose_threshold",
     "chrf",
     "cohen_kappa",
+    "compile_generate",
+    "compile_stream",
     "confusion_matrix",
     "copied",
     "coverage",
@@ -177,6 +183,7 @@ __all__ = [
     "fit_neighbours",
     "fit_temperature",
     "fit_vector",
+    "generate",
     "grad_cam",
     "kl_divergence",
     "knn_score",
@@ -218,6 +225,7 @@ __all__ = [
     "predict",
     "quadratic_kappa",
     "r2",
+    "read_settings",
     "relative_mahalanobis_score",
     "reliability",
     "retention",
@@ -226,6 +234,7 @@ __all__ = [
     "same_group_retrieval",
     "sensitivity_at_specificity",
     "sentences",
+    "settings_of",
     "sigmoid",
     "softmax",
     "spearman",
