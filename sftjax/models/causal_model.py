@@ -18,6 +18,7 @@ from sftjax.models.causal_config import READ, CausalArchitecture
 from sftjax.models.causal_decoding import decoder_of
 from sftjax.models.embedding import positions
 from sftjax.models.head import Head, check_head
+from sftjax.models.token_rows import token_ids
 
 
 class Family(NamedTuple):
@@ -186,36 +187,19 @@ class CausalModel:
         return jnp.max(jnp.where(real != 0, places, 0), axis=1)
 
     def _check(self, batch: Batch) -> Array:
-        if batch.get("input_ids") is None:
-            raise ValueError(
-                f"the batch has no input_ids, only {sorted(batch)}; tokenize the text first"
-            )
-        shape = jnp.shape(batch["input_ids"])
-        if len(shape) != 2:
-            raise ValueError(f"input_ids have shape {shape}; a batch is (rows, tokens)")
-        for name in ENTRIES:
-            if batch.get(name) is None:
-                continue
-            if jnp.shape(batch[name]) != shape:
-                raise ValueError(
-                    f"{name} has shape {jnp.shape(batch[name])} and input_ids {shape}; every entry "
-                    "that the model reads is (rows, tokens)"
-                )
-            dtype = jnp.result_type(batch[name])
-            if name != "attention_mask" and not jnp.issubdtype(dtype, jnp.integer):
-                raise ValueError(f"{name} must hold integers, not {dtype}")
+        ids = token_ids(batch, ENTRIES)
         if batch.get("segment_ids") is not None and self.head.kind == "sequence":
             raise ValueError(
                 "segment_ids say that rows hold several examples, and a 'sequence' head gives one "
                 "output a row; unpack the rows, or use 'causal-lm' or 'hidden'"
             )
         a = self.architecture
-        if a.learned_positions and shape[1] > a.max_positions:
+        if a.learned_positions and ids.shape[1] > a.max_positions:
             raise ValueError(
-                f"the rows have {shape[1]} tokens and this {self.family} reads at most "
+                f"the rows have {ids.shape[1]} tokens and this {self.family} reads at most "
                 f"{a.max_positions}; cut them with max_length={a.max_positions} when encoding"
             )
-        return jnp.asarray(batch["input_ids"])
+        return ids
 
 
 def build_decoder(config: Mapping[str, Any], head: Head, dtype: DTypeLike) -> CausalModel:

@@ -17,6 +17,7 @@ from sftjax.models.attention import attention_bias
 from sftjax.models.embedding import positions
 from sftjax.models.encoder import Inputs
 from sftjax.models.head import ENCODER_KINDS, PER_TOKEN, Head, check_head
+from sftjax.models.token_rows import ENTRIES, token_ids
 
 
 class Encoding(NamedTuple):
@@ -40,9 +41,6 @@ ENCODERS: dict[str, Encoding] = {
     "distilbert": Encoding(distilbert.architecture, distilbert.DistilBert, False, False),
 }
 """`model_type` of a config -> how to build it."""
-
-ENTRIES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segment_ids")
-"""The entries of a batch that a model reads."""
 
 
 @dataclass(frozen=True)
@@ -110,30 +108,13 @@ class TextEncoder:
         return jnp.asarray(batch["hidden"])
 
     def _check(self, batch: Batch) -> Array:
-        if batch.get("input_ids") is None:
-            raise ValueError(
-                f"the batch has no input_ids, only {sorted(batch)}; tokenize the text first"
-            )
-        shape = jnp.shape(batch["input_ids"])
-        if len(shape) != 2:
-            raise ValueError(f"input_ids have shape {shape}; a batch is (rows, tokens)")
-        for name in ENTRIES:
-            if batch.get(name) is None:
-                continue
-            if jnp.shape(batch[name]) != shape:
-                raise ValueError(
-                    f"{name} has shape {jnp.shape(batch[name])} and input_ids {shape}; every entry "
-                    "that the model reads is (rows, tokens)"
-                )
-            dtype = jnp.result_type(batch[name])
-            if name != "attention_mask" and not jnp.issubdtype(dtype, jnp.integer):
-                raise ValueError(f"{name} must hold integers, not {dtype}")
+        ids = token_ids(batch, ENTRIES)
         if batch.get("segment_ids") is not None and self.head.kind not in PER_TOKEN:
             raise ValueError(
                 f"segment_ids say that rows hold several examples, and a {self.head.kind!r} head "
                 f"gives one output a row; unpack the rows, or use one of {', '.join(PER_TOKEN)}"
             )
-        return jnp.asarray(batch["input_ids"])
+        return ids
 
     def init(self, key: Array) -> PyTree:
         """Return fresh float32 params, drawn as the config says."""
