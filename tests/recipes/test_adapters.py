@@ -104,7 +104,7 @@ def test_the_base_stays_to_the_byte(learned, tiny_model):
             assert np.asarray(leaf).tobytes() == np.asarray(before[path]).tobytes(), path
 
 
-@pytest.mark.parametrize("name", ["dora", "pissa", "houlsby", "prompt", "prefix"])
+@pytest.mark.parametrize("name", ["dora", "olora", "houlsby", "prompt", "prefix"])
 def test_every_word_runs_and_its_folder_predicts(name, tiny_model, few, tmp_path):
     said = []
     found = done(tiny_model, few, tmp_path / "run", said.append, adapter=(KINDS[name],))
