@@ -13,38 +13,26 @@ from sftjax.models.activation import ACTIVATIONS
 from sftjax.models.architecture import given
 from sftjax.models.convolution import Depthwise, around, conv
 from sftjax.models.dropout import DropPath
-from sftjax.models.image_config import known_activation, size, sizes
+from sftjax.models.image_config import known_activation, size
 from sftjax.models.level import at
 from sftjax.models.norm import LayerNorm
 from sftjax.models.passage import Final, Passage
+from sftjax.models.staged import Staged, read_stages, run_stages
 
 EPSILON = 1e-6
 """Of every norm but the last, whatever the config says."""
 
 
 @dataclass(frozen=True)
-class ConvNeXt:
+class ConvNeXt(Staged):
     """What the computation depends on."""
 
-    num_channels: int
     patch: int
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
     activation: str
     epsilon: float
     scale: float
     drop: float
     initializer_range: float
-
-    @property
-    def num_blocks(self) -> int:
-        """How many blocks can be cut apart: the stages."""
-        return len(self.depths)
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Names of the maps."""
-        return ("stem", *(f"stage{number}" for number in range(1, len(self.depths) + 1)))
 
 
 def read(config: Mapping[str, Any]) -> ConvNeXt:
@@ -56,10 +44,7 @@ def read(config: Mapping[str, Any]) -> ConvNeXt:
     >>> read({}).widths
     (96, 192, 384, 768)
     """
-    widths = sizes("hidden_sizes", given(config, "hidden_sizes", (96, 192, 384, 768)))
-    depths = sizes("depths", given(config, "depths", (3, 3, 9, 3)))
-    if len(widths) != len(depths):
-        raise ValueError(f"the config has {len(widths)} hidden_sizes and {len(depths)} depths")
+    widths, depths = read_stages(config, (96, 192, 384, 768), (3, 3, 9, 3))
     return ConvNeXt(
         num_channels=size(config, "num_channels", 3),
         patch=size(config, "patch_size", 4),
@@ -126,17 +111,12 @@ def blocks(a: ConvNeXt, x: Array, passage: Passage, dtype: DTypeLike) -> Array:
             x = at("downsampling_layer", halve, a.widths[number], x)
         return at("layers", layers, number, x)
 
-    def stages(x: Array) -> Array:
-        if passage.start == 0:
-            passage.maps["stem"] = x
-        for number in passage.blocks(a.num_blocks):
-            x = at(str(number), stage, number, x)
-            passage.maps[f"stage{number + 1}"] = x
-        return x
+    def numbered(number: int, x: Array) -> Array:
+        return at(str(number), stage, number, x)
 
     if not passage.given:
         x = at("embeddings", stem, x)
-    return at("encoder/stages", stages, x)
+    return at("encoder/stages", run_stages, a, numbered, x, passage)
 
 
 def finish(a: ConvNeXt, x: Array, passage: Passage, dtype: DTypeLike) -> Final:

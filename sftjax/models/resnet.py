@@ -13,9 +13,10 @@ from sftjax.models.activation import ACTIVATIONS
 from sftjax.models.architecture import given
 from sftjax.models.batch_norm import BatchNorm
 from sftjax.models.convolution import around, conv
-from sftjax.models.image_config import choice, known_activation, size, sizes
+from sftjax.models.image_config import choice, known_activation, size
 from sftjax.models.level import at
 from sftjax.models.passage import Final, Passage
+from sftjax.models.staged import Staged, read_stages, run_stages
 
 Activation = Callable[[Array], Array]
 
@@ -24,29 +25,16 @@ EPSILON, MOMENTUM = 1e-5, 0.1
 
 
 @dataclass(frozen=True)
-class ResNet:
+class ResNet(Staged):
     """What the computation depends on."""
 
-    num_channels: int
     stem: int
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
     bottleneck: bool
     activation: str
     early: bool
     """Whether the first stage halves the map."""
     stride_first: bool
     """Whether a bottleneck has its stride in the 1x1 convolution (v1)."""
-
-    @property
-    def num_blocks(self) -> int:
-        """How many blocks can be cut apart: the stages."""
-        return len(self.depths)
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Names of the maps."""
-        return ("stem", *(f"stage{number}" for number in range(1, len(self.depths) + 1)))
 
 
 def read(config: Mapping[str, Any]) -> ResNet:
@@ -58,10 +46,7 @@ def read(config: Mapping[str, Any]) -> ResNet:
     >>> read({}).depths
     (3, 4, 6, 3)
     """
-    widths = sizes("hidden_sizes", given(config, "hidden_sizes", (256, 512, 1024, 2048)))
-    depths = sizes("depths", given(config, "depths", (3, 4, 6, 3)))
-    if len(widths) != len(depths):
-        raise ValueError(f"the config has {len(widths)} hidden_sizes and {len(depths)} depths")
+    widths, depths = read_stages(config, (256, 512, 1024, 2048), (3, 4, 6, 3))
     kind = choice(config, "layer_type", ("bottleneck", "basic"))
     if kind == "bottleneck" and any(width % 4 for width in widths):
         raise ValueError(f"hidden_sizes {widths} of a bottleneck must be multiples of 4")
@@ -109,19 +94,14 @@ def blocks(a: ResNet, x: Array, passage: Passage, dtype: DTypeLike) -> Array:
             x = at(str(depth), layer, a.widths[number], stride, x)
         return x
 
-    def stages(x: Array) -> Array:
-        if passage.start == 0:
-            passage.maps["stem"] = x
-        for number in passage.blocks(a.num_blocks):
-            x = at(f"{number}/layers", stage, number, x)
-            passage.maps[f"stage{number + 1}"] = x
-        return x
+    def numbered(number: int, x: Array) -> Array:
+        return at(f"{number}/layers", stage, number, x)
 
     if not passage.given:
         x = at("embedder/embedder", normed, a.stem, 7, 2, act, x)
         edges: Any = ((1, 1), (1, 1))  # flax says str, and takes these
         x = nn.max_pool(x, (3, 3), (2, 2), edges)
-    return at("encoder/stages", stages, x)
+    return at("encoder/stages", run_stages, a, numbered, x, passage)
 
 
 def finish(a: ResNet, x: Array, passage: Passage, dtype: DTypeLike) -> Final:
