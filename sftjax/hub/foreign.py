@@ -1,4 +1,4 @@
-"""Weights in other formats than the Hub's: torch's pickles, NumPy archives, ONNX graphs.
+"""Weights in other formats than the Hub's: of torch, NumPy, Keras and ONNX.
 
 They are read into memory at once; what is written is always safetensors.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from sftjax.hub.keras_files import read_keras_file
 from sftjax.hub.onnx_files import read_onnx_file
 from sftjax.hub.torch_files import read_torch_file
 
@@ -61,6 +62,8 @@ READERS: Mapping[str, tuple[str, Callable[[pathlib.Path], Tensors]]] = {
     ".bin": ("torch", read_torch_file),
     ".npz": ("npz", read_npz_file),
     ".onnx": ("onnx", read_onnx_file),
+    ".h5": ("keras", read_keras_file),
+    ".keras": ("keras", read_keras_file),
 }
 """Suffix -> name of the format, and its reader."""
 

@@ -27,6 +27,12 @@ def _norms(rows: tuple[Row, ...]) -> tuple[str, ...]:
     return tuple(row.tensor.removesuffix(ending) for row in rows if row.tensor.endswith(ending))
 
 
+def _keras(stem: str, trunk: str, rows: tuple[Row, ...]) -> WeightMap:
+    """Return the layout that Keras' reader gives: our own paths."""
+    ours = tuple(Row(row.path.replace("/", "."), row.path) for row in rows)
+    return WeightMap(stem, trunk, ours, layout="Keras")
+
+
 DECODER = (
     *(row for level in range(4) for row in convolution(f"decoder.lateral_{level}_", bias=True)),
     *convolution("decoder.smooth", bias=True),
@@ -68,7 +74,7 @@ def _resnet() -> WeightMap:
         rows=(*trunk, *dense("classifier.1"), *DECODER),
         buffers=_counters(*_norms(trunk)),
         output={"image": "classifier", "segment": "decoder/classifier"},
-        others=(torchvision,),
+        others=(torchvision, _keras("ResNet", "resnet", (*trunk, *dense("classifier.1")))),
         pixels="resnet/embedder/embedder/convolution/kernel",
     )
 
@@ -103,7 +109,7 @@ def _efficientnet() -> WeightMap:
         rows=(*rows, *DECODER),
         buffers=_counters(*_norms(rows)),
         output={"image": "classifier", "segment": "decoder/classifier"},
-        others=(lukemelas,),
+        others=(lukemelas, _keras("EfficientNet", "efficientnet", rows)),
         pixels="efficientnet/embeddings/convolution/kernel",
     )
 
@@ -168,7 +174,7 @@ def _vgg() -> WeightMap:
         *(row for i in (1, 2) for row in dense(f"vgg.dense.fc{i}_")),
         *dense("classifier"),
     )
-    others = []
+    others = [_keras("VGG", "vgg", rows)]
     for depths in VGG_DEPTHS:
         for normed in (False, True):
             theirs: tuple[Row, ...] = ()

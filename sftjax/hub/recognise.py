@@ -1,8 +1,8 @@
 """What a bare weight file is, from the names and shapes of its tensors.
 
 Collections other than the Hub hand out weights without a config.json: torchvision, timm,
-EfficientNet-PyTorch, the .npz files of vision_transformer. Their layouts give depths and widths
-away; what they do not show (strides, activations) is that of the published models.
+EfficientNet-PyTorch, Keras, the .npz files of vision_transformer. Their layouts give depths and
+widths away; what they do not show (strides, activations) is that of the published models.
 """
 
 import itertools
@@ -19,6 +19,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 _HALVES = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+_CAFFE = {
+    "image_mean": [123.68 / 255, 116.779 / 255, 103.939 / 255],
+    "image_std": [1 / 255] * 3,
+}
 _LITE = {"image_mean": [127 / 255] * 3, "image_std": [128 / 255] * 3}
 _B = (
     (1.0, 1.0, 224, 0.2), (1.0, 1.1, 240, 0.2), (1.1, 1.2, 260, 0.3), (1.2, 1.4, 300, 0.3),
@@ -78,11 +82,20 @@ def _processor(side: int, numbers: Mapping[str, Any], resize: int | None = None)
 
 
 def _efficientnet(shapes: Shapes) -> Recognised | None:
-    lite = not any("._se_reduce." in name for name in shapes)
     pattern = r"_blocks\.(\d+)\._project_conv\.weight"
-    widths = [
-        shapes[f"_blocks.{number}._project_conv.weight"][0] for number in _numbers(shapes, pattern)
-    ]
+    return _efficientnet_of(
+        shapes,
+        [shapes[f"_blocks.{n}._project_conv.weight"][0] for n in _numbers(shapes, pattern)],
+        lite=not any("._se_reduce." in name for name in shapes),
+        channels=shapes["_conv_stem.weight"][1],
+        head="_fc.weight",
+    )
+
+
+def _efficientnet_of(
+    shapes: Shapes, widths: list[int], *, lite: bool, channels: int, head: str
+) -> Recognised | None:
+    """Return the variant whose blocks are so wide."""
     for width, depth, side, dropout in _LITES if lite else _B:
         config: dict[str, Any] = {
             "model_type": "efficientnet",
@@ -97,10 +110,10 @@ def _efficientnet(shapes: Shapes) -> Recognised | None:
             "fixed_stem_and_head": lite,
             "batch_norm_eps": 1e-3,
             "batch_norm_momentum": 0.99,
-            "num_channels": shapes["_conv_stem.weight"][1],
+            "num_channels": channels,
         }
         if [block.outside for block in efficientnet.read(config).blocks] == widths:
-            config = _labelled(config, "EfficientNet", shapes, "_fc.weight")
+            config = _labelled(config, "EfficientNet", shapes, head)
             return Recognised(config, _processor(side, _LITE if lite else _IMAGENET))
     return None
 
@@ -240,6 +253,64 @@ def _augreg(shapes: Shapes) -> Recognised:
     return Recognised(config, _processor(config["image_size"], _HALVES))
 
 
+def _keras_efficientnet(shapes: Shapes) -> Recognised | None:
+    block = "efficientnet.encoder.blocks"
+    pattern = rf"{block}\.(\d+)\.projection\.project_conv\.kernel"
+    return _efficientnet_of(
+        shapes,
+        [
+            shapes[f"{block}.{number}.projection.project_conv.kernel"][-1]
+            for number in _numbers(shapes, pattern)
+        ],
+        lite=False,
+        channels=shapes["efficientnet.embeddings.convolution.kernel"][2],
+        head="classifier.kernel",
+    )
+
+
+def _keras_resnet(shapes: Shapes) -> Recognised:
+    stage = "resnet.encoder.stages.{}.layers"
+    last = stage + ".0.layer.2.convolution.kernel"
+    config = {
+        "model_type": "resnet",
+        "num_channels": shapes["resnet.embedder.embedder.convolution.kernel"][2],
+        "embedding_size": shapes["resnet.embedder.embedder.convolution.kernel"][3],
+        "hidden_sizes": [shapes[last.format(s)][-1] for s in range(4)],
+        "depths": [
+            len(_numbers(shapes, rf"{stage.format(s)}\.(\d+)\.layer\.0\.convolution\.kernel"))
+            for s in range(4)
+        ],
+        "layer_type": "bottleneck",
+        "downsample_in_bottleneck": True,
+        "hidden_act": "relu",
+    }
+    config = _labelled(config, "ResNet", shapes, "classifier.1.kernel")
+    return Recognised(config, _processor(224, _CAFFE))
+
+
+def _keras_vgg(shapes: Shapes) -> Recognised:
+    kernel = "vgg.features.{}.conv.kernel"
+    places = _numbers(shapes, r"vgg\.features\.(\d+)\.conv\.kernel")
+    widths = [shapes[kernel.format(place)][-1] for place in places]
+    dense = [shapes[name][-1] for i in (1, 2) if (name := f"vgg.dense.fc{i}_.kernel") in shapes]
+    config: dict[str, Any] = {
+        "model_type": "vgg",
+        "num_channels": shapes[kernel.format(0)][2],
+        "hidden_sizes": [64, 128, 256, 512, 512],
+        "depths": [2, 2, 3, 3, 3] if len(places) == 13 else [2, 2, 4, 4, 4],
+        "batch_norm": False,
+        "dense_sizes": dense,
+    }
+    each = zip(config["hidden_sizes"], config["depths"], strict=True)
+    if widths != [width for width, depth in each for _ in range(depth)]:
+        raise ValueError(f"{len(widths)} convolutions of widths {widths} are no VGG 16 or 19")
+    if dense:
+        flat = shapes["vgg.dense.fc1_.kernel"][0]
+        config["pooled_size"] = math.isqrt(flat // widths[-1])
+    config = _labelled(config, "VGG", shapes, "classifier.kernel")
+    return Recognised(config, _processor(224, _CAFFE))
+
+
 _LAYOUTS: tuple[tuple[tuple[str, ...], Callable[[Shapes], Recognised | None]], ...] = (
     (("_conv_stem.weight", "_blocks.0._depthwise_conv.weight"), _efficientnet),
     (("conv1.weight", "layer1.0.conv1.weight"), _resnet),
@@ -252,5 +323,8 @@ _LAYOUTS: tuple[tuple[tuple[str, ...], Callable[[Shapes], Recognised | None]], .
         _hub_transformer,
     ),
     (("embedding.kernel", "Transformer.posembed_input.pos_embedding"), _augreg),
+    (("efficientnet.embeddings.convolution.kernel",), _keras_efficientnet),
+    (("resnet.embedder.embedder.convolution.kernel",), _keras_resnet),
+    (("vgg.features.0.conv.kernel",), _keras_vgg),
 )  # fmt: skip
 """Names that a layout has -> how to read its sizes."""

@@ -35,7 +35,7 @@ class Weights(NamedTuple):
     """A folder's tensors, opened."""
 
     format: str
-    """"safetensors", "sharded safetensors", "msgpack", "torch", "npz" or "onnx"."""
+    """"safetensors", "sharded safetensors", "msgpack", "torch", "npz", "keras" or "onnx"."""
     files: tuple[pathlib.Path, ...]
     tensors: dict[str, np.ndarray]
     """Read-only views of the mapped files; of other formats, arrays in memory."""
