@@ -104,7 +104,9 @@ def _layers(file: Any) -> Iterator[tuple[str, list[np.ndarray]]]:
     groups = _inside(root, "layers")
     for key in groups:
         group = _inside(groups, key)
-        values = _inside(group, "vars") if "vars" in group else {}
+        if "vars" not in group:
+            continue
+        values = _inside(group, "vars")
         if len(values):
             name = _text(values.attrs.get("name", key))
             yield name, [_array(values, str(index)) for index in range(len(values))]
