@@ -11,7 +11,7 @@ from sftjax.recipes.adapter_folder import save_adapted
 from sftjax.recipes.chat_job import TuneChat
 from sftjax.recipes.chat_parts import not_on_the_head
 from sftjax.recipes.chat_rows import LoadedDecoder, folder_name
-from sftjax.recipes.plan import pretrained
+from sftjax.recipes.deciding import pretrained
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.training import Tuned
 from sftjax.recipes.worn import Worn, told_of, trained_beside

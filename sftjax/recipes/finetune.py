@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from sftjax.core import Fixed, PyTree, TrainState, combine, count, partition
 from sftjax.data import Batches
 from sftjax.recipes.average import averaging, read_average
+from sftjax.recipes.deciding import decide, loop_options, pretrained, with_rates
 from sftjax.recipes.in_phases import finetune_in_phases
 from sftjax.recipes.methods import Parts, compiled, masked, parse
-from sftjax.recipes.plan import loop_options, plan_of, pretrained, with_rates
 from sftjax.recipes.progress import progress
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.training import Training, Tuned
@@ -69,7 +69,7 @@ def finetune(
             evaluate=evaluate, checkpoint_folder=checkpoint_folder, title=title, tell=tell,
         )  # fmt: skip
     num_steps = training.num_steps(stream.steps_per_epoch)
-    plan = plan_of(params, new, parts, training, training.rules(), num_steps, held=held)
+    plan = decide(params, new, parts, training, training.rules(), num_steps, held=held)
     new = [path for path in new if path not in held]
     method, chosen, anchor = plan.method, plan.selection, plan.anchor
     importance = None

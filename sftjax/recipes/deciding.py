@@ -17,8 +17,8 @@ from sftjax.select import Selection
 from sftjax.train import Record, linear_schedule
 
 
-class Plan(NamedTuple):
-    """What a run is to do, before anything is compiled."""
+class Decision(NamedTuple):
+    """What is to be done, before anything is compiled."""
 
     selection: Selection
     anchor: PyTree | None
@@ -26,7 +26,7 @@ class Plan(NamedTuple):
     method: Method
 
 
-def plan_of(
+def decide(
     params: PyTree,
     new: Collection[str],
     parts: Parts,
@@ -36,7 +36,7 @@ def plan_of(
     *,
     dose: float | None = None,
     held: Collection[str] = (),
-) -> Plan:
+) -> Decision:
     """Choose what moves and build the method that holds it.
 
     Leaves that are new but `held` (those in which an adapter's change is linear) are anchored to
@@ -96,7 +96,7 @@ def plan_of(
         coupled=training.coupled,
         importance_weight=training.importance_weight,
     )
-    return Plan(chosen, anchor, schedule, build_method(name, setting))
+    return Decision(chosen, anchor, schedule, build_method(name, setting))
 
 
 def _beside(training: Training, name: str, fresh: bool, parts: Parts) -> str:
