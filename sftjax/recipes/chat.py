@@ -95,21 +95,23 @@ def chat(job: TuneChat, tell: Callable[[str], None] = print) -> Chatted:
     if claim(job.output_dir, _facts(job, decoder, train, evaluation)):
         tell(f"{job.output_dir} holds this very run: going on from its last checkpoint")
     key, new = jax.random.key(training.seed), tuple(decoder.report.new)
-    adapters = not_on_the_head(training.adapter, decoder)
+    adapters = not_on_the_head(training.adapter, decoder.model)
     worn = wear(adapters, params, new, key, quantize=training.quantize)
     check_head(worn)
     for text in told_of(worn, params):
         tell(text)
 
     size = job.per_device_eval_batch_size * jax.device_count()
-    held = Measured(decoder, worn, ChatBatches(evaluation, size, packing=packing, shuffle=False))
+    held = Measured(
+        decoder.model, worn, ChatBatches(evaluation, size, packing=packing, shuffle=False)
+    )
     reference = None
     if job.reference_rows:
         general = general_text(job.reference_data, job.reference_rows)
         text = encode_text(general, decoder, job.rows.max_length)
         tell(f"general text: {general.name}, {len(text)} rows, {len(text.ids):,} tokens")
         reference = Measured(
-            decoder, worn, ChatBatches(text, size, packing=packing, shuffle=False), held
+            decoder.model, worn, ChatBatches(text, size, packing=packing, shuffle=False), held
         )
 
     def measured(params: PyTree, when: str) -> dict[str, float]:
@@ -135,7 +137,7 @@ def chat(job: TuneChat, tell: Callable[[str], None] = print) -> Chatted:
     tuned = finetune(
         worn.params,
         worn.new,
-        worn.parts(chat_parts(job, decoder, worn)),
+        worn.parts(chat_parts(job, decoder.model, worn)),
         Stream(batches.steps_per_epoch, batches.at),
         training,
         evaluate=lambda params: {f"eval_{name}": v for name, v in held(params).items()},

@@ -45,7 +45,7 @@ def write_run(
         trained = flatten(partition(tuned.params, tuned.selection.trainable)[0])
         layout = save_adapted(
             folder / "adapter", decoder.model, tuned.params, worn.plan,
-            words=not_on_the_head(job.training.adapter, decoder), report=report,
+            words=not_on_the_head(job.training.adapter, decoder.model), report=report,
             trained=trained_beside(trained),
         )  # fmt: skip
         adapted = ["## The adapter", "\n\n".join(told_of(worn, decoder.params)), layout]

@@ -1,9 +1,10 @@
 """How to train, in words that users know, and what it gives."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
+import tyro
 
 from sftjax.core import PyTree
 from sftjax.select import Description, Selection
@@ -63,7 +64,7 @@ class Training:
     """Passes over the training rows."""
     max_steps: int = 0
     """Updates; overrides the epochs when above 0."""
-    per_device_train_batch_size: int = 32
+    per_device_train_batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 32
     """Rows per device and micro-batch."""
     gradient_accumulation_steps: int = 1
     """Micro-batches per update."""
