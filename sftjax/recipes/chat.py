@@ -30,7 +30,7 @@ from sftjax.recipes.finetune import finetune
 from sftjax.recipes.methods import parse
 from sftjax.recipes.prepare import quantized
 from sftjax.recipes.streams import Stream
-from sftjax.recipes.talk import answers, speaker
+from sftjax.recipes.talk import answers, greedy
 from sftjax.recipes.training import Tuned
 from sftjax.recipes.worn import told_of, wear
 from sftjax.train import claim
@@ -125,13 +125,11 @@ def chat(job: TuneChat, tell: Callable[[str], None] = print) -> Chatted:
     first = evaluation.rows[: job.samples]
     asked = conversations(tables[1].take(first)) if len(first) else []
     samples = _asked(asked)
-    speak = speaker(decoder.model)
+    write = greedy(decoder, job.max_new_tokens)
     said = [one._replace(messages=one.messages[:-1]) for one in asked if one.messages]
     if said:
         plain = dequantize_tree(worn.base)
-        for row, text in zip(
-            samples, answers(speak, decoder, plain, said, job.max_new_tokens), strict=True
-        ):
+        for row, text in zip(samples, answers(write, decoder, plain, said), strict=True):
             row["before"] = text
 
     tuned = finetune(
@@ -148,9 +146,7 @@ def chat(job: TuneChat, tell: Callable[[str], None] = print) -> Chatted:
     metrics |= measured(tuned.params, "after")
     weights = worn.weights(tuned.params)
     if said and worn.mergeable:
-        for row, text in zip(
-            samples, answers(speak, decoder, weights, said, job.max_new_tokens), strict=True
-        ):
+        for row, text in zip(samples, answers(write, decoder, weights, said), strict=True):
             row["after"] = text
     write_run(job, decoder, worn, tuned, weights, metrics, samples, str(batches.report))
     tell(measures_table(metrics))
