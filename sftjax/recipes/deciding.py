@@ -11,6 +11,7 @@ from sftjax.anchor import anchor_of
 from sftjax.core import PyTree, flatten, map_with_path, partition
 from sftjax.recipes.choosing import chosen_of
 from sftjax.recipes.methods import METHODS, STRONG, Method, Parts, Setting, build_method, parse
+from sftjax.recipes.optimizers import scale_of
 from sftjax.recipes.phase_words import phases_of_words, with_new
 from sftjax.recipes.training import LESS_IS_BETTER, Training
 from sftjax.select import Selection
@@ -69,6 +70,7 @@ def decide(
             f"--importance-weight is {training.importance_weight:g}; it goes from 0 (l2-sp) to 1 "
             "(ewc)"
         )
+    scale = scale_of(training.optim, name)
     peak = training.learning_rate
     if training.phases and fresh:
         name, peak = "none", training.probe_learning_rate
@@ -90,6 +92,7 @@ def decide(
             "weight_decay": training.weight_decay,
             "rates": chosen.rate,
             "max_grad_norm": training.max_grad_norm or None,
+            **({} if scale is None else {"scale": scale}),
         },
         key=jax.random.key(training.seed),
         strength=training.strength,

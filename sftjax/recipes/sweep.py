@@ -53,6 +53,8 @@ def runs_of(text: str, training: Training) -> list[dict[str, float]]:
     """
     runs = parse_grid(text)
     name, own = parse(training.anchor)
+    if training.optim != "adamw":
+        raise ValueError(f"--sweep runs AdamW; leave --optim {training.optim} out")
     if training.phases:
         raise ValueError("--sweep runs one phase; leave --phases out, or train without --sweep")
     if name not in SWEPT:

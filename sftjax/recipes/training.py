@@ -56,6 +56,9 @@ class Training:
     average: str = ""
     """Evaluate and keep a mean of the weights: `ema:DECAY` (as in ema:0.999), or `swa` from the
     middle of the run on, `swa:SHARE` from that share of the updates on."""
+    optim: str = "adamw"
+    """adamw, adamw-bf16 (its first moment in bfloat16), lion, lion-bf16, adafactor, sgd (with
+    momentum); they differ in their moments alone. A lion or sgd needs another learning rate."""
     learning_rate: float = 1e-4
     """Peak of the schedule: linear warmup, linear decay to zero."""
     warmup_ratio: float = 0.1
