@@ -13,6 +13,7 @@ from sftjax.recipes.demo import Demo, demo
 from sftjax.recipes.generate import Generate, generate_text
 from sftjax.recipes.inspect import Inspect, inspect
 from sftjax.recipes.merge import Merge, merge
+from sftjax.recipes.plan import Plan, plan
 from sftjax.recipes.predict import Predict, predict_text
 from sftjax.recipes.summarize import summarize
 from sftjax.recipes.summarize_job import Summarize
@@ -28,6 +29,7 @@ Command = (
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
 )
@@ -61,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
                 merge(job)
             case Predict():
                 predict_text(job)
+            case Plan():
+                plan(job)
             case Inspect():
                 print(inspect(job))
             case Demo():

@@ -52,7 +52,7 @@ def quantize(leaf: Any, how: How = "nf4", *, double: bool = False, block: int = 
     """Quantize one array, on the host.
 
     Args:
-      leaf: (..., width), float of any width.
+      leaf: (..., width), float of any width; or a `jax.ShapeDtypeStruct`, of which come shapes.
       how: `"nf4"` or `"int8"`.
       double: quantize the scales too, to int8 around their mean, 256 to a scale.
       block: entries of the last axis that share a scale; even.
@@ -74,6 +74,8 @@ def quantize(leaf: Any, how: How = "nf4", *, double: bool = False, block: int = 
     dtype = jnp.dtype(leaf.dtype)
     if not leaf.ndim or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"an array of shape {leaf.shape} and dtype {dtype} cannot be quantized")
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return _shapes(leaf, how, double, block)
     values = np.asarray(leaf)
     shape, width = values.shape, values.shape[-1]
     blocks = -(-width // block)
@@ -102,6 +104,24 @@ def quantize(leaf: Any, how: How = "nf4", *, double: bool = False, block: int = 
         how,
         tuple(shape),
         dtype,
+        block,
+    )
+
+
+def _shapes(leaf: jax.ShapeDtypeStruct, how: How, double: bool, block: int) -> Quantized:
+    *lead, width = leaf.shape
+    blocks = -(-width // block)
+    count = math.prod(lead) * blocks
+    shape = jax.ShapeDtypeStruct
+    stored = blocks * block // (2 if how == "nf4" else 1)
+    return Quantized(
+        shape((*lead, stored), _CODES[how]),  # type: ignore[arg-type]
+        shape((*lead, blocks), jnp.int8 if double else jnp.float32),  # type: ignore[arg-type]
+        shape((-(-count // OUTER_BLOCK),), jnp.float32) if double else None,  # type: ignore[arg-type]
+        shape((), jnp.float32) if double else None,  # type: ignore[arg-type]
+        how,
+        tuple(leaf.shape),
+        jnp.dtype(leaf.dtype),
         block,
     )
 

@@ -22,6 +22,7 @@ def adamw(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
+    scale: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam with clipping, decay toward the anchor, plain decay elsewhere, and a rate per leaf.
 
@@ -44,6 +45,7 @@ def adamw(
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: $\epsilon$.
+      scale: what stands in place of Adam's moments, such as `optax.scale_by_lion()`.
 
     Returns:
       A transform whose `update` takes `anchor=` (and `importance=`), as `train.make_step` gives it.
@@ -76,7 +78,7 @@ def adamw(
         learning_rate,
         [
             pull if coupled else None,
-            optax.scale_by_adam(b1, b2, eps),
+            optax.scale_by_adam(b1, b2, eps) if scale is None else scale,
             None if coupled else pull,
             add_decayed_unanchored(weight_decay) if weight_decay else None,
         ],

@@ -1,5 +1,14 @@
 """Metrics with intervals, calibration, what was retained, predictions, tables and plots."""
 
+from sftjax.evaluate.answers import (
+    ChoiceRows,
+    Likelihood,
+    choice_accuracy,
+    choice_rows,
+    chosen,
+    exact_matches,
+    row_likelihood,
+)
 from sftjax.evaluate.bootstrap import Interval, Metric, bootstrap, paired_bootstrap
 from sftjax.evaluate.calibration import (
     Bins,
@@ -111,6 +120,7 @@ from sftjax.evaluate.write import write_predictions
 __all__ = [
     "SUMMARY_COLUMNS",
     "Bins",
+    "ChoiceRows",
     "Conformal",
     "Copied",
     "Drift",
@@ -123,6 +133,7 @@ __all__ = [
     "Interval",
     "Isotonic",
     "Lengths",
+    "Likelihood",
     "Measured",
     "MemoryBank",
     "Metric",
@@ -157,7 +168,10 @@ __all__ = [
     "brier",
     "calibration_bins",
     "cell",
+    "choice_accuracy",
+    "choice_rows",
     "choose_threshold",
+    "chosen",
     "chrf",
     "cohen_kappa",
     "compile_generate",
@@ -176,6 +190,7 @@ __all__ = [
     "entity_f1",
     "entity_f1_of_counts",
     "entity_scores",
+    "exact_matches",
     "fit_conformal",
     "fit_gaussians",
     "fit_isotonic",
@@ -231,6 +246,7 @@ __all__ = [
     "retention",
     "rmse",
     "rouge",
+    "row_likelihood",
     "same_group_retrieval",
     "sensitivity_at_specificity",
     "sentences",

@@ -12,6 +12,7 @@ from sftjax.hub.gguf_file import GgufFile
 from sftjax.hub.gguf_model import convert_gguf
 from sftjax.hub.loading import Loaded, load
 from sftjax.hub.names import Row, WeightMap
+from sftjax.hub.outline import Outline, outline
 from sftjax.hub.peft import LoadedAdapter, load_adapter, save_adapter, why_not_peft
 from sftjax.hub.placing import by_rules
 from sftjax.hub.report import LoadReport
@@ -32,6 +33,7 @@ __all__ = [
     "Loaded",
     "LoadedAdapter",
     "Metric",
+    "Outline",
     "Row",
     "TensorFile",
     "Tokenizer",
@@ -44,6 +46,7 @@ __all__ = [
     "load_adapter",
     "load_chat_files",
     "load_tokenizer",
+    "outline",
     "read_config",
     "render",
     "save",

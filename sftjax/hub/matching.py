@@ -103,6 +103,20 @@ def match(
     )
 
 
+def new_without_file(model: Model, *, labels_given: bool = False) -> tuple[str, ...]:
+    """Return the leaves that a checkpoint of the config's own class does not have for a model.
+
+    Args:
+      model: what is to be filled.
+      labels_given: whether the head's labels are the caller's and not the checkpoint's.
+    """
+    table, shapes = WEIGHT_MAPS[model.family], flatten(model.shapes())
+    new = _optional(model, table, shapes)
+    if labels_given and model.head.kind in LABELLED:
+        new |= {path for path in shapes if matches(table.output[model.head.kind], path)}
+    return tuple(path for path in shapes if path in new)
+
+
 def _placed(
     table: WeightMap, weights: Weights, shapes: Mapping[str, Any], tied: bool
 ) -> tuple[Placed, str]:

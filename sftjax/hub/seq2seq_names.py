@@ -81,7 +81,7 @@ SEQ2SEQ: dict[str, WeightMap] = {
 """`model_type` of the config -> its table."""
 
 
-def settled(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def settled(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Return a T5's config with the ties that its file has; any other config as it is.
 
     transformers 5 writes `tie_word_embeddings: true` beside heads of their own (T5 1.1, Flan), and

@@ -28,7 +28,9 @@ PROCESSOR = "preprocessor_config.json"
 """How images are prepared for the model."""
 
 
-def find_folder(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
+def find_folder(
+    name_or_folder: str | os.PathLike[str], *, config_alone: bool = False
+) -> pathlib.Path:
     """Return the local folder of a checkpoint, fetching it from the Hub if it is not one already.
 
     Only the config, the tokenizer and one layout of the weights are fetched.
@@ -37,18 +39,17 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
       name_or_folder: a folder, or a repository on the Hub such as
         `sentence-transformers/all-MiniLM-L6-v2`. For a `.gguf` file, or a folder with one and no
         config.json, the folder `<name>.hub` beside it, made on the first call.
+      config_alone: fetch nothing but the config.
 
     Raises:
       FileNotFoundError: if there is no such folder and no such repository, or no way to reach it.
     """
+    if (gguf := lone_gguf(name_or_folder)) is not None:
+        return folder_of_gguf(gguf)
     folder = pathlib.Path(name_or_folder).expanduser()
     if folder.is_dir():
-        found = sorted(folder.glob("*.gguf"))
-        alone = len(found) == 1 and not (folder / "config.json").is_file()
-        return folder_of_gguf(found[0]) if alone else folder
+        return folder
     name = os.fspath(name_or_folder)
-    if folder.is_file() and folder.suffix == ".gguf":
-        return folder_of_gguf(folder)
     if folder.is_file():
         raise FileNotFoundError(
             f"{name} is a file; pass the folder that holds it, with its config.json."
@@ -58,6 +59,8 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
             f"there is no folder {name}. Check the path; a model on the Hub is named like "
             "owner/model."
         )
+    if config_alone:
+        return _fetch(name, ["config.json"])
     beside = ("config.json", PROCESSOR, *TOKENIZER_FILES, *COMPANIONS, "README.md")
     fetched = _fetch(name, [*beside, SINGLE, INDEX, SHARDS])
     if not (fetched / SINGLE).is_file() and not (fetched / INDEX).is_file():
@@ -65,6 +68,19 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> pathlib.Path:
         if not (fetched / MSGPACK).is_file():
             fetched = _fetch(name, [TORCH, TORCH_INDEX, "pytorch_model-*-of-*.bin"])
     return fetched
+
+
+def lone_gguf(name_or_folder: str | os.PathLike[str]) -> pathlib.Path | None:
+    """Return the GGUF file that a name means: itself, or a folder's only one with no config.json.
+
+    >>> lone_gguf("owner/model") is None
+    True
+    """
+    path = pathlib.Path(name_or_folder).expanduser()
+    if path.is_file():
+        return path if path.suffix == ".gguf" else None
+    found = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    return found[0] if len(found) == 1 and not (path / "config.json").is_file() else None
 
 
 def tokenizer_files(folder: str | os.PathLike[str]) -> tuple[str, ...]:

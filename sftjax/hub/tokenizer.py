@@ -17,6 +17,7 @@ from sftjax.hub.source import find_folder, tokenizer_files
 
 _USUAL = {
     "pad": ("[PAD]", "<pad>"),
+    "eos": (),
     "cls": ("[CLS]", "<s>"),
     "sep": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
@@ -114,11 +115,15 @@ class Tokenizer:
         return self.backend.decode(list(ids))
 
 
-def load_tokenizer(name_or_folder: str | os.PathLike[str]) -> Tokenizer:
+def load_tokenizer(
+    name_or_folder: str | os.PathLike[str], *, pad_as: str | None = None
+) -> Tokenizer:
     """Load the tokenizer of a model folder, or of a repository on the Hub.
 
     Args:
       name_or_folder: as for `load`.
+      pad_as: "eos" pads with the end-of-text token where the files name no padding token (Llama,
+        GPT-2): for decoders, whose padding is masked and read by nobody, whatever it is.
 
     Raises:
       FileNotFoundError: if the folder has no tokenizer.
@@ -143,6 +148,10 @@ def load_tokenizer(name_or_folder: str | os.PathLike[str]) -> Tokenizer:
     config = _read_json(folder / "config.json")
     ids = {name: _token_id(backend, settings, name) for name in ("pad", "cls", "sep", "mask")}
     pad = ids["pad"] if ids["pad"] is not None else config.get("pad_token_id")
+    if pad_as == "eos" and not (isinstance(pad, int) and pad >= 0):
+        pad = _token_id(backend, settings, "eos")
+        ends = config.get("eos_token_id") if pad is None else pad
+        pad = ends[0] if isinstance(ends, list) and ends else ends
     if not isinstance(pad, int):
         raise ValueError(
             f"the tokenizer in {folder} names no padding token (pad_token in tokenizer_config.json "

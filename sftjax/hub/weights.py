@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.serialization
+import jax
 import numpy as np
 
 from sftjax.core import flatten
@@ -77,6 +78,26 @@ def open_weights(folder: str | os.PathLike[str]) -> Weights:
         f"{', '.join(present[:12]) or 'nothing'}. Point at the folder that has them, or fetch the "
         "checkpoint again."
     )
+
+
+def tensor_shapes(folder: str | os.PathLike[str]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shape and dtype of every tensor in a folder's safetensors files, by their headers.
+
+    Empty where there are none: other formats say nothing before they are read.
+
+    Raises:
+      FileNotFoundError: if a shard is missing.
+      ValueError: if a file is damaged.
+    """
+    folder = pathlib.Path(folder)
+    files = [TensorFile(folder / SINGLE)] if (folder / SINGLE).is_file() else []
+    if not files and (folder / INDEX).is_file():
+        files = _shards(folder / INDEX)
+    return {
+        name: jax.ShapeDtypeStruct(extent.shape, extent.dtype)
+        for file in files
+        for name, extent in file.extents.items()
+    }
 
 
 def open_file(path: str | os.PathLike[str]) -> Weights:
@@ -192,6 +213,10 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
 
 
 def _open_sharded(index_path: pathlib.Path) -> Weights:
+    return _join("sharded safetensors", _shards(index_path))
+
+
+def _shards(index_path: pathlib.Path) -> list[TensorFile]:
     index: Any = None
     try:
         index = json.loads(index_path.read_text("utf-8"))["weight_map"]
@@ -221,7 +246,7 @@ def _open_sharded(index_path: pathlib.Path) -> Weights:
             f"the shard that the index names (such as {wrong[:3]}), {len(stray)} are in a shard "
             f"that it does not name (such as {stray[:3]}). Fetch index and shards again, together."
         )
-    return _join("sharded safetensors", list(files.values()))
+    return list(files.values())
 
 
 def _plain(name: Any) -> bool:

@@ -2,7 +2,13 @@
 
 from sftjax.objectives.augmented import augmented
 from sftjax.objectives.causal import neftune, neftune_noise, next_token, targets
-from sftjax.objectives.chunked import TokenStats, VocabMesh, chunked_cross_entropy, token_stats
+from sftjax.objectives.chunked import (
+    TokenStats,
+    VocabMesh,
+    chunked_cross_entropy,
+    slice_of,
+    token_stats,
+)
 from sftjax.objectives.dense import dense_classification, dice_cross_entropy, dice_loss
 from sftjax.objectives.distill import (
     Counts,
@@ -89,6 +95,7 @@ __all__ = [
     "regression",
     "sequence_cross_entropy",
     "sequence_to_sequence",
+    "slice_of",
     "slow_copy",
     "smart",
     "squared_error",

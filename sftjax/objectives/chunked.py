@@ -105,7 +105,7 @@ def token_stats(
                 f"not fit {tokens} tokens and {vocab} words: (N, D), (V, D) and (N,)"
             )
     if chunk is None:
-        chunk = max(512, SLICE // max(tokens, 1) // 128 * 128)
+        chunk = slice_of(tokens)
     if sharded is not None and vocab % sharded.mesh.shape[sharded.vocab]:
         raise ValueError(
             f"{vocab} words cannot be cut evenly over {sharded.mesh.shape[sharded.vocab]} devices; "
@@ -114,6 +114,15 @@ def token_stats(
     setting = _Setting(chunk, softcap, 1.0 / vocab, sharded)
     given = () if teacher is None else jax.lax.stop_gradient(teacher)
     return _stats(setting, _Inputs(hidden, words, given), labels)
+
+
+def slice_of(tokens: int) -> int:
+    """Return how many words a slice has, of so many tokens, where nothing is said.
+
+    >>> slice_of(4096), slice_of(10**6)
+    (4096, 512)
+    """
+    return max(512, SLICE // max(tokens, 1) // 128 * 128)
 
 
 def chunked_cross_entropy(

@@ -12,7 +12,7 @@ from sftjax.data import cache_folder
 from sftjax.hub import LoadReport
 from sftjax.models import TextEncoder, split
 from sftjax.recipes.choosing import chosen_of
-from sftjax.recipes.plan import rules_of
+from sftjax.recipes.deciding import rules_of
 from sftjax.recipes.streams import Stream, in_order
 from sftjax.recipes.text_rows import Rows
 from sftjax.recipes.training import Training

@@ -30,7 +30,7 @@ from sftjax.recipes.finetune import finetune
 from sftjax.recipes.methods import parse
 from sftjax.recipes.prepare import quantized
 from sftjax.recipes.streams import Stream
-from sftjax.recipes.talk import answers, speaker
+from sftjax.recipes.talk import answers, greedy
 from sftjax.recipes.training import Tuned
 from sftjax.recipes.worn import told_of, wear
 from sftjax.train import claim
@@ -95,21 +95,23 @@ def chat(job: TuneChat, tell: Callable[[str], None] = print) -> Chatted:
     if claim(job.output_dir, _facts(job, decoder, train, evaluation)):
         tell(f"{job.output_dir} holds this very run: going on from its last checkpoint")
     key, new = jax.random.key(training.seed), tuple(decoder.report.new)
-    adapters = not_on_the_head(training.adapter, decoder)
+    adapters = not_on_the_head(training.adapter, decoder.model)
     worn = wear(adapters, params, new, key, quantize=training.quantize)
     check_head(worn)
     for text in told_of(worn, params):
         tell(text)
 
     size = job.per_device_eval_batch_size * jax.device_count()
-    held = Measured(decoder, worn, ChatBatches(evaluation, size, packing=packing, shuffle=False))
+    held = Measured(
+        decoder.model, worn, ChatBatches(evaluation, size, packing=packing, shuffle=False)
+    )
     reference = None
     if job.reference_rows:
         general = general_text(job.reference_data, job.reference_rows)
         text = encode_text(general, decoder, job.rows.max_length)
         tell(f"general text: {general.name}, {len(text)} rows, {len(text.ids):,} tokens")
         reference = Measured(
-            decoder, worn, ChatBatches(text, size, packing=packing, shuffle=False), held
+            decoder.model, worn, ChatBatches(text, size, packing=packing, shuffle=False), held
         )
 
     def measured(params: PyTree, when: str) -> dict[str, float]:
@@ -123,19 +125,17 @@ def chat(job: TuneChat, tell: Callable[[str], None] = print) -> Chatted:
     first = evaluation.rows[: job.samples]
     asked = conversations(tables[1].take(first)) if len(first) else []
     samples = _asked(asked)
-    speak = speaker(decoder.model)
+    write = greedy(decoder, job.max_new_tokens)
     said = [one._replace(messages=one.messages[:-1]) for one in asked if one.messages]
     if said:
         plain = dequantize_tree(worn.base)
-        for row, text in zip(
-            samples, answers(speak, decoder, plain, said, job.max_new_tokens), strict=True
-        ):
+        for row, text in zip(samples, answers(write, decoder, plain, said), strict=True):
             row["before"] = text
 
     tuned = finetune(
         worn.params,
         worn.new,
-        worn.parts(chat_parts(job, decoder, worn)),
+        worn.parts(chat_parts(job, decoder.model, worn)),
         Stream(batches.steps_per_epoch, batches.at),
         training,
         evaluate=lambda params: {f"eval_{name}": v for name, v in held(params).items()},
@@ -146,9 +146,7 @@ def chat(job: TuneChat, tell: Callable[[str], None] = print) -> Chatted:
     metrics |= measured(tuned.params, "after")
     weights = worn.weights(tuned.params)
     if said and worn.mergeable:
-        for row, text in zip(
-            samples, answers(speak, decoder, weights, said, job.max_new_tokens), strict=True
-        ):
+        for row, text in zip(samples, answers(write, decoder, weights, said), strict=True):
             row["after"] = text
     write_run(job, decoder, worn, tuned, weights, metrics, samples, str(batches.report))
     tell(measures_table(metrics))

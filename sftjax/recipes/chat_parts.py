@@ -11,10 +11,10 @@ from jax import Array
 from sftjax.adapters import base_outputs, dequantize_tree
 from sftjax.core import Batch, Loss, Objective, PyTree
 from sftjax.data import ChatBatches
+from sftjax.models import CausalModel
 from sftjax.models.causal_model import DECODERS
 from sftjax.objectives import Apply, neftune_noise, next_token
 from sftjax.recipes.chat_job import TuneChat
-from sftjax.recipes.chat_rows import LoadedDecoder
 from sftjax.recipes.methods import Parts
 from sftjax.recipes.worn import Worn
 from sftjax.train import spread
@@ -25,7 +25,7 @@ class Measured:
 
     def __init__(
         self,
-        decoder: LoadedDecoder,
+        model: CausalModel,
         worn: Worn,
         batches: ChatBatches,
         like: "Measured | None" = None,
@@ -34,9 +34,8 @@ class Measured:
         if like is not None:
             self._run = like._run
             return
-        model = decoder.model
         objective = next_token(
-            worn.beside(model.hidden), words_of(decoder, worn), softcap=model.logit_softcap
+            worn.beside(model.hidden), words_of(model, worn), softcap=model.logit_softcap
         )
 
         def run(params: PyTree, batch: Batch) -> tuple[Loss, Loss]:
@@ -60,21 +59,21 @@ class Measured:
         }
 
 
-def words_of(decoder: LoadedDecoder, worn: Worn) -> Callable[[PyTree], Array]:
+def words_of(model: CausalModel, worn: Worn) -> Callable[[PyTree], Array]:
     """Return the head of params that may wear adapters."""
 
     def words(params: PyTree) -> Array:
-        return decoder.model.words(dequantize_tree(params if worn.plan is None else params["base"]))
+        return model.words(dequantize_tree(params if worn.plan is None else params["base"]))
 
     return words
 
 
-def chat_parts(job: TuneChat, decoder: LoadedDecoder, worn: Worn) -> Parts:
+def chat_parts(job: TuneChat, model: CausalModel, worn: Worn) -> Parts:
     """Return the decoder's parts; what an objective is made of is what the head reads."""
-    model, words = decoder.model, words_of(decoder, worn)
+    words = words_of(model, worn)
     hidden: Apply = model.hidden
     if job.neftune_noise_alpha:
-        hidden = _noisy(decoder, job.neftune_noise_alpha, job.training.dropout)
+        hidden = _noisy(model, job.neftune_noise_alpha, job.training.dropout)
     base = None
     if job.base_kl:
         assert worn.plan is not None
@@ -102,9 +101,8 @@ def chat_parts(job: TuneChat, decoder: LoadedDecoder, worn: Worn) -> Parts:
     return Parts(objective, hidden, none, none, none)
 
 
-def _noisy(decoder: LoadedDecoder, alpha: float, dropout: bool) -> Apply:
+def _noisy(model: CausalModel, alpha: float, dropout: bool) -> Apply:
     """Return the model with noise on its words, wherever it looks them up."""
-    model = decoder.model
     table = DECODERS[model.family].words.rpartition("/")[0]
 
     def run(params: PyTree, batch: Batch, key: Array | None) -> Array:
@@ -124,9 +122,9 @@ def _noisy(decoder: LoadedDecoder, alpha: float, dropout: bool) -> Apply:
     return run
 
 
-def not_on_the_head(adapters: tuple[str, ...], decoder: LoadedDecoder) -> tuple[str, ...]:
+def not_on_the_head(adapters: tuple[str, ...], model: CausalModel) -> tuple[str, ...]:
     """Keep adapters of all linear layers off the head, as PEFT does, where nothing else is said."""
-    if decoder.model.architecture.tied:
+    if model.architecture.tied:
         return adapters
     everywhere = ("lora", "rslora", "pissa", "olora", "dora")
     return tuple(

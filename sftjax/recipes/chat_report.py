@@ -11,7 +11,7 @@ from sftjax.recipes.adapter_folder import save_adapted
 from sftjax.recipes.chat_job import TuneChat
 from sftjax.recipes.chat_parts import not_on_the_head
 from sftjax.recipes.chat_rows import LoadedDecoder, folder_name
-from sftjax.recipes.plan import pretrained
+from sftjax.recipes.deciding import pretrained
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.training import Tuned
 from sftjax.recipes.worn import Worn, told_of, trained_beside
@@ -45,7 +45,7 @@ def write_run(
         trained = flatten(partition(tuned.params, tuned.selection.trainable)[0])
         layout = save_adapted(
             folder / "adapter", decoder.model, tuned.params, worn.plan,
-            words=not_on_the_head(job.training.adapter, decoder), report=report,
+            words=not_on_the_head(job.training.adapter, decoder.model), report=report,
             trained=trained_beside(trained),
         )  # fmt: skip
         adapted = ["## The adapter", "\n\n".join(told_of(worn, decoder.params)), layout]

@@ -72,6 +72,9 @@ class LoadedDecoder(NamedTuple):
 def load_decoder(name: str | os.PathLike[str], **how: Any) -> LoadedDecoder:
     """Load a decoder with its tokenizer and chat template; `hub.load` says how.
 
+    A tokenizer without a padding token pads with its end-of-text token: every batch says by mask
+    and segments what is padding, and weighs it 0, so the stop token itself is learned all the same.
+
     Args:
       name: a folder, a repository on the Hub, or an asset (`sftjax.data.ASSETS`).
       **how: arguments of `hub.load`.
@@ -86,7 +89,8 @@ def load_decoder(name: str | os.PathLike[str], **how: Any) -> LoadedDecoder:
             f"{name} is a {model.family}, and this command talks to a decoder (llama, mistral, "
             "qwen2, gemma2 and their kin); choose a checkpoint of one"
         )
-    tokenizer, files = load_tokenizer(report.folder), load_chat_files(report.folder)
+    tokenizer = load_tokenizer(report.folder, pad_as="eos")
+    files = load_chat_files(report.folder)
     eos = tokenizer.backend.token_to_id(files.eos_token) if files.eos_token else None
     stops = (*dict.fromkeys((*files.stop_ids, *(() if eos is None else (eos,)))),)
     template = ChatTemplate(files.template, files.bos_token, files.eos_token)

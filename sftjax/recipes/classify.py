@@ -25,9 +25,9 @@ from sftjax.evaluate import (
 from sftjax.hub import Data, Metric, card_of, save
 from sftjax.recipes.above_prefix import NO_PREFIX, above_prefix
 from sftjax.recipes.adapter_folder import save_adapted
+from sftjax.recipes.deciding import told
 from sftjax.recipes.finetune import finetune
 from sftjax.recipes.keeping import Keeper
-from sftjax.recipes.plan import told
 from sftjax.recipes.prepare import Classify, Prepared, prepare
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.scoring import Scorer

@@ -32,10 +32,10 @@ from sftjax.objectives import classification
 from sftjax.recipes.above_prefix import touched_by
 from sftjax.recipes.bench import Bench, ModelOutputs, bench_of
 from sftjax.recipes.contender import Contender, contender_of
+from sftjax.recipes.deciding import pretrained
 from sftjax.recipes.finetune import finetune
 from sftjax.recipes.methods import parse
 from sftjax.recipes.mixing import mixed
-from sftjax.recipes.plan import pretrained
 from sftjax.recipes.prepare import fitting, quantized, without_held
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.text_models import load_encoder

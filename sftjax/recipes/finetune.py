@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from sftjax.core import Fixed, PyTree, TrainState, combine, count, partition
 from sftjax.data import Batches
 from sftjax.recipes.average import averaging, read_average
+from sftjax.recipes.deciding import decide, loop_options, pretrained, with_rates
 from sftjax.recipes.in_phases import finetune_in_phases
-from sftjax.recipes.methods import Parts, compiled, masked, parse
-from sftjax.recipes.plan import loop_options, plan_of, pretrained, with_rates
+from sftjax.recipes.methods import Method, Parts, compiled, masked, parse
 from sftjax.recipes.progress import progress
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.training import Training, Tuned
 from sftjax.recipes.weighing import weighed
-from sftjax.select import describe
+from sftjax.select import Selection, describe
 from sftjax.train import fit, init, open_checkpoints, replicate, spread
 
 
@@ -69,7 +69,7 @@ def finetune(
             evaluate=evaluate, checkpoint_folder=checkpoint_folder, title=title, tell=tell,
         )  # fmt: skip
     num_steps = training.num_steps(stream.steps_per_epoch)
-    plan = plan_of(params, new, parts, training, training.rules(), num_steps, held=held)
+    plan = decide(params, new, parts, training, training.rules(), num_steps, held=held)
     new = [path for path in new if path not in held]
     method, chosen, anchor = plan.method, plan.selection, plan.anchor
     importance = None
@@ -86,16 +86,7 @@ def finetune(
     method = averaging(method, training.average, num_steps, moving, new)
     report = describe(params, chosen, tx=method.tx, anchor=anchor)
     tell(str(report))
-    state, fixed = init(
-        method.start(params, anchor),
-        chosen.trainable,
-        method.tx,
-        jax.random.key(training.seed),
-        anchor=anchor,
-        importance=importance,
-        frozen_dtype=jnp.bfloat16 if training.bf16 else None,
-    )
-    state, fixed = replicate((state, fixed))
+    state, fixed = replicate(begin(params, chosen, method, training, anchor, importance))
     step = compiled(method, method.tx, training.gradient_accumulation_steps)
 
     def score(state: TrainState, fixed: Fixed) -> dict[str, float]:
@@ -125,3 +116,23 @@ def finetune(
     best = method.finish(pretrained(params, new), best)
     history = with_rates(run.history, plan.schedule)
     return Tuned(best, run._replace(history=history), chosen, report, method.strength, num_steps)
+
+
+def begin(
+    params: PyTree,
+    chosen: Selection,
+    method: Method,
+    training: Training,
+    anchor: PyTree | None,
+    importance: PyTree | None = None,
+) -> tuple[TrainState, Fixed]:
+    """Return what a run starts from; under `jax.eval_shape` its shapes."""
+    return init(
+        method.start(params, anchor),
+        chosen.trainable,
+        method.tx,
+        jax.random.key(training.seed),
+        anchor=anchor,
+        importance=importance,
+        frozen_dtype=jnp.bfloat16 if training.bf16 else None,
+    )

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from sftjax.anchor import anchor_of
 from sftjax.core import Fixed, PyTree, TrainState, combine, flatten, partition
 from sftjax.data import Batches
+from sftjax.recipes.deciding import Decision, decide, loop_options, pretrained, with_rates
 from sftjax.recipes.methods import METHODS, Parts, compiled, parse
 from sftjax.recipes.phase_words import phases_of_words, with_new
-from sftjax.recipes.plan import Plan, loop_options, plan_of, pretrained, with_rates
 from sftjax.recipes.progress import progress
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.training import LESS_IS_BETTER, Training, Tuned
@@ -53,10 +53,10 @@ def finetune_in_phases(
     ]
     holding = [_moves_pretrained(params, new, rules) for _, rules, _ in wanted]
     held = sum(made for (_, _, made), holds in zip(wanted, holding, strict=True) if holds)
-    plans: list[Plan] = []
+    plans: list[Decision] = []
     for (_, rules, made), holds in zip(wanted, holding, strict=True):
         share = dose * made / held if holds else 0.0
-        plans.append(plan_of(params, new, parts, training, rules, made, dose=share))
+        plans.append(decide(params, new, parts, training, rules, made, dose=share))
     phases = [
         Phase(name, plan.selection.trainable, plan.method.tx, made, reset_optimizer=True)
         for (name, _, made), plan in zip(wanted, plans, strict=True)

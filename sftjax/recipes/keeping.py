@@ -14,7 +14,7 @@ from sftjax.data import Table, read
 from sftjax.evaluate import Retention, predict, retention
 from sftjax.hub import Tokenizer
 from sftjax.models import TextEncoder, split
-from sftjax.recipes.plan import pretrained
+from sftjax.recipes.deciding import pretrained
 from sftjax.recipes.streams import Stream, in_order
 from sftjax.recipes.text_parts import model_with
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows

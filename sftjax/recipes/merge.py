@@ -16,9 +16,9 @@ from sftjax.data import read, splits
 from sftjax.evaluate import Interval, Retention, retention, table_markdown
 from sftjax.hub import Data, Metric, card_of, load_tokenizer, save
 from sftjax.models import Head
+from sftjax.recipes.deciding import pretrained
 from sftjax.recipes.keeping import Keeper
 from sftjax.recipes.mixing import TITLES, How, Mixed, mixed, read_how
-from sftjax.recipes.plan import pretrained
 from sftjax.recipes.prepare import fitting
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.scoring import Scorer, check_metric

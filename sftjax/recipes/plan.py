@@ -1,193 +1,206 @@
-"""What a run is to do, decided from its settings before anything is compiled."""
+"""`sftjax plan`: what a run takes in memory, by kind, before any weight is loaded.
 
-from collections.abc import Collection
-from typing import Any, NamedTuple
+sftjax plan --model smollm2-135m-instruct --adapter lora:r=16 --batch 8 --length 1024 --memory 16GiB
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from sftjax.anchor import anchor_of
-from sftjax.core import PyTree, flatten, map_with_path, partition
-from sftjax.recipes.choosing import chosen_of
-from sftjax.recipes.methods import METHODS, STRONG, Method, Parts, Setting, build_method, parse
-from sftjax.recipes.phase_words import phases_of_words, with_new
-from sftjax.recipes.training import LESS_IS_BETTER, Training
-from sftjax.select import Selection
-from sftjax.train import Record, linear_schedule
+from sftjax.core import Batch, Fixed, Objective, TrainState, count, partition
+from sftjax.data import ASSETS, fetch
+from sftjax.hub import outline
+from sftjax.models import CausalModel, Head, Model, Seq2SeqModel, TextEncoder
+from sftjax.objectives import Apply, objective_of, sequence_to_sequence, slice_of
+from sftjax.recipes.chat_job import TuneChat
+from sftjax.recipes.chat_parts import chat_parts, check_head, not_on_the_head
+from sftjax.recipes.deciding import decide
+from sftjax.recipes.finetune import begin
+from sftjax.recipes.methods import Parts, compiled
+from sftjax.recipes.plan_table import device_memory, parse_bytes, plan_table, told_bytes
+from sftjax.recipes.prepare import quantized
+from sftjax.recipes.seq2seq_parts import seq2seq_parts
+from sftjax.recipes.text_parts import text_parts
+from sftjax.recipes.training import Training
+from sftjax.recipes.worn import Worn, wear
+from sftjax.train import Step, StepMemory, laid_out, step_memory
 
 
-class Plan(NamedTuple):
-    """What a run is to do, before anything is compiled."""
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Print what a run takes in memory, by kind, and whether it fits; no weight is loaded."""
 
-    selection: Selection
-    anchor: PyTree | None
-    schedule: optax.Schedule
-    method: Method
-
-
-def plan_of(
-    params: PyTree,
-    new: Collection[str],
-    parts: Parts,
-    training: Training,
-    rules: list[tuple[str, float]],
-    num_steps: int,
-    *,
-    dose: float | None = None,
-    held: Collection[str] = (),
-) -> Plan:
-    """Choose what moves and build the method that holds it.
-
-    Leaves that are new but `held` (those in which an adapter's change is linear) are anchored to
-    their start.
-
-    Raises:
-      ValueError: if a rule, the anchor's name or the dose does not fit the tree.
-    """
-    name, own = parse(training.anchor)
-    chosen = chosen_of(params, new, training, rules)
-    new = [path for path in new if path not in held]
-    trainable = partition(params, chosen.trainable)[0]
-    fresh = all(path in new for path in flatten(trainable))
-    if training.adapter:
-        name = _beside(training, name, fresh, parts)
-    dose = next(given for given in (dose, own, training.dose) if given is not None)
-    if training.strength is not None:
-        if name not in STRONG:
-            raise ValueError(
-                f"--strength is the pull of {' and '.join(STRONG)}; anchor {name!r} takes a dose"
-            )
-        dose = 1.0 if training.strength else 0.0  # stands for "some" until the strength is used
-    if training.importance_weight != 1.0 and name != "ewc":
-        raise ValueError(
-            f"--importance-weight {training.importance_weight:g} is of ewc, and the anchor is "
-            f"{name!r}; use --anchor ewc or leave it out"
-        )
-    if not 0.0 <= training.importance_weight <= 1.0:
-        raise ValueError(
-            f"--importance-weight is {training.importance_weight:g}; it goes from 0 (l2-sp) to 1 "
-            "(ewc)"
-        )
-    peak = training.learning_rate
-    if training.phases and fresh:
-        name, peak = "none", training.probe_learning_rate
-    holds = METHODS[name].holds and (dose > 0 or not METHODS[name].dosed)
-    # A coupled pull of an adapter is of its product (`Parts.hold`), and not of its leaves.
-    apart = {*new, *held} if training.adapter and training.coupled else new
-    if training.adapter and all(path in apart for path in flatten(trainable)):
-        holds = False
-    anchor = anchor_of(params, chosen.trainable, new=apart) if holds else None
-    schedule = linear_schedule(peak, num_steps, warmup_ratio=training.warmup_ratio)
-    setting = Setting(
-        dose=dose,
-        learning_rate=schedule,
-        num_steps=num_steps,
-        trainable=trainable,
-        new=tuple(new),
-        parts=parts,
-        options={
-            "weight_decay": training.weight_decay,
-            "rates": chosen.rate,
-            "max_grad_norm": training.max_grad_norm or None,
-        },
-        key=jax.random.key(training.seed),
-        strength=training.strength,
-        coupled=training.coupled,
-        importance_weight=training.importance_weight,
+    model: str
+    """A local folder with a config.json, a GGUF file, a name on the Hub, or an asset."""
+    training: Training = dataclasses.field(
+        default_factory=lambda: Training(per_device_train_batch_size=4)
     )
-    return Plan(chosen, anchor, schedule, build_method(name, setting))
+    """As in the run's own command."""
+    length: int = 1024
+    """Tokens in a row."""
+    target_length: int = 128
+    """Tokens in a target, of an encoder-decoder."""
+    labels: int = 2
+    """Classes, of an encoder."""
+    remat: str = "none"
+    """What a decoder computes again going backward: none, dots, full."""
+    base_kl: float = 0.0
+    """As in `sftjax chat`: another forward pass, without the adapter."""
+    memory: str = ""
+    """What the device has, as in 16GiB; else what it says itself."""
 
 
-def _beside(training: Training, name: str, fresh: bool, parts: Parts) -> str:
-    """Return the anchor of a run with adapters.
+class Planned(NamedTuple):
+    """A run in shapes."""
+
+    memory: StepMemory
+    logits: int
+    """Bytes of the logits that are held at once."""
+    state: TrainState
+    """Shapes."""
+    fixed: Fixed
+    batch: Batch
+    step: Step
+    """Compiled for these shapes."""
+    fits: bool | None
+    """None where nothing says how much memory there is."""
+
+
+def plan(job: Plan, tell: Callable[[str], None] = print) -> Planned:
+    """Trace and compile a run's update from the shapes of everything, and say what it takes.
 
     Raises:
-      ValueError: if it does not go with them.
+      ValueError: for settings that do not go together, as the run itself would say.
     """
-    if fresh and not training.anchor:
-        return "none"
-    if name == "ema":
+    training = job.training
+    if training.phases:
+        raise ValueError("--phases are several runs after another; plan the one that moves most")
+    room = (parse_bytes(job.memory), "--memory") if job.memory else device_memory()
+    where = str(fetch(job.model)) if job.model in ASSETS else job.model
+    model, params, new = _outline(where, job)
+    adapters = training.adapter
+    if isinstance(model, CausalModel):
+        adapters = not_on_the_head(adapters, model)
+    worn = wear(adapters, params, new, quantize=training.quantize)
+    parts, batch, logits, note = _task(job, model, worn)
+    steps = training.max_steps or 1000  # decides numbers in the program, and no size
+    decision = decide(
+        worn.params, worn.new, worn.parts(parts), training, training.rules(), steps, held=worn.held
+    )
+    method, anchor = decision.method, decision.anchor
+    if method.importance is not None and method.weigh is None:
         raise ValueError(
-            "anchor 'ema' averages weights, and the product of averaged factors is not the average "
-            "of products; hold an adapter by l2-sp or wise-ft, or keep an average (--average)"
+            f"--anchor {training.anchor} moves scalars that only the data decide; plan it without "
+            "(it takes no less)"
         )
-    if name in ("r3f", "smart") and parts.longer:
-        raise ValueError(
-            f"anchor {name!r} disturbs the embeddings of the tokens, and a prompt puts others "
-            "before them; use another anchor (features) or another adapter (prefix)"
-        )
-    if fresh and METHODS[name].holds and name not in ("features", "logits"):
-        raise ValueError(
-            f"anchor {name!r} holds weights or an adapter whose change of them has a distance, "
-            f"and here neither moves (--adapter {' '.join(training.adapter)}); hold what the model "
-            "says (--anchor features), or nothing (--anchor none)"
-        )
-    return name
-
-
-def rules_of(training: Training, new: Collection[str]) -> list[list[tuple[str, float]]]:
-    """Return the rules of a run, or those of each of its phases.
-
-    >>> rules_of(Training(phases=("lp", "ft")), ["head"])
-    [[('new', 1.0)], [('last:2', 1.0)]]
-    """
-    if not training.phases:
-        return [training.rules()]
-    phases = phases_of_words(training.phases, training.rules(), 10**6)
-    return [with_new(rules, new) for _, rules, _ in phases]
-
-
-def loop_options(training: Training, every: int) -> dict[str, Any]:
-    """Return the arguments of `fit` that a `Training` decides."""
-    return {
-        "eval_steps": every,
-        "metric": training.metric_for_best_model,
-        "greater_is_better": not training.metric_for_best_model.endswith(LESS_IS_BETTER),
-        "patience": training.early_stopping_patience,
-        "save_steps": training.save_steps or every,
-        "log_steps": training.logging_steps,
+    state, fixed = jax.eval_shape(
+        lambda params, anchor: begin(params, decision.selection, method, training, anchor),
+        worn.params,
+        anchor,
+    )
+    if method.importance is not None:
+        wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), anchor)
+        fixed = fixed._replace(importance=wide)
+    state, fixed = laid_out((state, fixed))
+    batch = laid_out(batch, "data")
+    accumulate = training.gradient_accumulation_steps
+    step = compiled(method, method.tx, accumulate)
+    distils = training.anchor.partition(":")[0] in ("features", "logits")
+    seen = parts.objective(worn.parts(parts).logits) if distils else method.objective
+    memory = step_memory(step, seen, state, fixed, batch, accumulate=accumulate, view=method.view)
+    moving = count(partition(worn.params, decision.selection.trainable)[0])
+    size = training.per_device_train_batch_size
+    tell(
+        f"{job.model}: a {model.family} of {count(params):,} parameters; trained: {moving:,}; rows "
+        f"of {job.length:,} tokens on a device at a time: {size}"
+        + (f", {accumulate} times an update" if accumulate > 1 else "")
+    )
+    notes = {
+        "gradients": f"float32, of {moving:,} parameters",
+        "activations": f"kept for the backward pass, as traced; remat {job.remat}",
+        "logits": note,
     }
+    tell(plan_table(memory, notes, logits, room))
+    if job.remat != "none" and jax.default_backend() == "cpu":
+        tell(
+            "XLA on CPU saves no memory by remat unless XLA_FLAGS has "
+            "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+        )
+    fits = None if room is None else memory.total <= room[0]
+    return Planned(memory, logits, state, fixed, batch, step, fits)
 
 
-def with_rates(history: list[Record], schedule: optax.Schedule, begin: int = 0) -> list[Record]:
-    """Return the history with the learning rate of each training record."""
-    return [
-        {**entry, "learning_rate": float(jnp.asarray(schedule(int(entry["step"]) - 1 - begin)))}
-        if "loss" in entry
-        else entry
-        for entry in history
-    ]
+def _outline(where: str, job: Plan):
+    """Return the model, its params in shapes, and what is new in them."""
+    how = {
+        "dtype": jnp.bfloat16 if job.training.bf16 else jnp.float32,
+        "quantize": quantized(job.training),
+    }
+    found = outline(where, **how)
+    model = found.model
+    if isinstance(model, TextEncoder):
+        labels = tuple(f"LABEL_{index}" for index in range(job.labels))
+        problem = "single_label_classification" if job.labels > 1 else "regression"
+        found = outline(where, head=Head("sequence", labels, problem), **how)
+    elif isinstance(model, CausalModel) and model.head.kind != "causal-lm":
+        found = outline(where, head="causal-lm", **how)
+    elif not isinstance(model, (CausalModel, Seq2SeqModel)):
+        raise ValueError(f"{job.model} is a {model.family}; plan knows models of text")
+    if not isinstance(model, CausalModel) and (job.remat != "none" or job.base_kl):
+        raise ValueError(f"--remat and --base-kl are of decoders, and {job.model} is none")
+    if isinstance(found.model, CausalModel):
+        found = found._replace(model=dataclasses.replace(found.model, remat=job.remat))
+    return found
 
 
-def told(training: Training, strength: float, leaves: int) -> str:
-    """Return in words how a run was held to its pretrained weights, "" if it was not.
+def _task(job: Plan, model: Model, worn: Worn) -> tuple[Parts, Batch, int, str]:
+    """Return the parts of the task's recipe, a batch in shapes, and the bytes of its logits."""
+    training, length = job.training, job.length
+    rows = training.rows
+    once = training.per_device_train_batch_size  # rows that a device holds at a time
 
-    >>> told(Training(), 0.5, 40)
-    'L2-SP, decoupled, dose 1 (0.5), 40 leaves'
-    """
-    name, own = parse(training.anchor)
-    dose = training.dose if own is None else own
-    if (
-        (training.adapter and not training.anchor and not leaves)
-        or name == "none"
-        or (METHODS[name].dosed and not dose)
-    ):
-        return ""
-    words = [METHODS[name].title]
-    if name in ("l2-sp", "ewc"):
-        words.append("coupled" if training.coupled else "decoupled")
-    if training.strength is not None:
-        words.append(f"strength {training.strength:g}")
-    elif METHODS[name].dosed:
-        words.append(f"dose {dose:g}" + (f" ({strength:.4g})" if strength else ""))
-    return ", ".join([*words, *([f"{leaves} leaves"] if leaves else [])])
+    def of(*shape: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype)
 
+    tokens = {"input_ids": of(length), "attention_mask": of(length)}
+    valid = {"valid": of(dtype="float32")}
+    if isinstance(model, CausalModel):
+        check_head(worn)
+        chat = TuneChat(pathlib.Path(), training=training, base_kl=job.base_kl, remat=job.remat)
+        if job.base_kl and worn.plan is None:
+            raise ValueError("--base-kl compares with the weights without their adapter; give one")
+        vocab = model.architecture.vocab_size
+        slice_ = min(slice_of(once * length), vocab)
+        whole = told_bytes(4 * once * length * vocab)
+        return (
+            chat_parts(chat, model, worn),
+            tokens
+            | {"segment_ids": of(length), "position_ids": of(length)}
+            | {"loss_weights": of(length, dtype="float32")}
+            | valid,
+            4 * once * length * slice_,
+            f"of {slice_:,} words at a time; all {vocab:,} would be {whole}",
+        )
+    if isinstance(model, Seq2SeqModel):
+        target = job.target_length
+        chosen = seq2seq_parts(
+            model, lambda logits: sequence_to_sequence(logits, dropout=training.dropout)
+        )
+        names = ("decoder_input_ids", "decoder_attention_mask", "labels")
+        batch = tokens | {name: of(target) for name in names}
+        batch |= {"loss_weights": of(target, dtype="float32"), "index": of()} | valid
+        size = 4 * once * target * model.architecture.vocab_size
+        return chosen, batch, size, "among the activations"
+    assert isinstance(model, TextEncoder)
+    kind, problem = model.head.kind, model.head.problem_type
 
-def pretrained(params: PyTree, new: Collection[str]) -> PyTree:
-    """Return the params with holes where a leaf has no pretrained value.
+    def objective(logits: Apply) -> Objective:
+        return objective_of(kind, problem, logits, dropout=training.dropout)
 
-    >>> pretrained({"trunk": 1, "head": 2}, ["head"])
-    {'head': None, 'trunk': 1}
-    """
-    return map_with_path(lambda path, leaf: None if path in new else leaf, params)
+    labels = of(dtype="int32" if job.labels > 1 else "float32")
+    batch = tokens | {"labels": labels, "index": of()} | valid
+    return text_parts(model, objective), batch, 4 * once * job.labels, "among the activations"

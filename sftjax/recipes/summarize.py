@@ -19,8 +19,8 @@ from sftjax.evaluate import Interval, Retention, Summaries, paired_bootstrap
 from sftjax.models import encoder_apart
 from sftjax.objectives import Apply, sequence_to_sequence
 from sftjax.recipes.abilities import Abilities
+from sftjax.recipes.deciding import rules_of
 from sftjax.recipes.finetune import finetune
-from sftjax.recipes.plan import rules_of
 from sftjax.recipes.seq2seq_parts import encoder_stands, seq2seq_parts
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.summarize_job import Ready, Summarize, get_ready

@@ -13,7 +13,7 @@ from sftjax.evaluate import (
     table_markdown,
 )
 from sftjax.hub import Data, Metric, card_of, save
-from sftjax.recipes.plan import told
+from sftjax.recipes.deciding import told
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.summarize_job import Ready, Summarize
 from sftjax.recipes.summary_scoring import Sample

@@ -15,9 +15,9 @@ import numpy as np
 from sftjax.core import combine, flatten, partition
 from sftjax.evaluate import Retention
 from sftjax.recipes.above_prefix import NO_PREFIX, above_prefix, cut_of, touched_by
+from sftjax.recipes.deciding import Decision, decide
 from sftjax.recipes.keeping import Keeper
 from sftjax.recipes.methods import METHODS, STRONG, parse
-from sftjax.recipes.plan import Plan, plan_of
 from sftjax.recipes.prepare import Classify, prepare
 from sftjax.recipes.scoring import Scorer, check_metric
 from sftjax.recipes.streams import in_order, shuffled
@@ -53,6 +53,8 @@ def runs_of(text: str, training: Training) -> list[dict[str, float]]:
     """
     runs = parse_grid(text)
     name, own = parse(training.anchor)
+    if training.optim != "adamw":
+        raise ValueError(f"--sweep runs AdamW; leave --optim {training.optim} out")
     if training.phases:
         raise ValueError("--sweep runs one phase; leave --phases out, or train without --sweep")
     if name not in SWEPT:
@@ -124,7 +126,7 @@ def sweep(job: Classify, tell: Callable[[str], None] = print) -> Swept:
         prefix = above_prefix(model, worn.base, ready.report, training, ready.tokenizer, tell)
         parts = worn.parts(text_parts(model, ready.objective, cut=prefix.cut))
     plans = [
-        plan_of(
+        decide(
             worn.params, worn.new, parts, training_of_run(training, r), training.rules(), num_steps,
             held=worn.held,
         )
@@ -198,7 +200,7 @@ def kept_columns(kept: Retention) -> dict[str, float]:
     return columns
 
 
-def _check(job: Classify, runs: list[Any], worn: Worn, plan: Plan, rows: Rows) -> None:
+def _check(job: Classify, runs: list[Any], worn: Worn, plan: Decision, rows: Rows) -> None:
     training = job.training
     moves = flatten(plan.selection.trainable)
     if len({run["seed"] for run in runs}) > 1:

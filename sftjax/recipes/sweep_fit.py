@@ -12,7 +12,7 @@ from jax import Array
 
 from sftjax.anchor import adamw
 from sftjax.core import PyTree, count, flatten, holes, map_with_path, partition
-from sftjax.recipes.plan import Plan
+from sftjax.recipes.deciding import Decision
 from sftjax.recipes.prepare import Classify, Prepared
 from sftjax.recipes.progress import progress
 from sftjax.recipes.streams import Stream
@@ -45,7 +45,7 @@ UNWEIGHED = Weighing(0.0, 0.0, 0.0)
 def fit_runs(
     job: Classify,
     runs: list[dict[str, float]],
-    plans: list[Plan],
+    plans: list[Decision],
     parts: Any,
     worn: Worn,
     ready: Prepared,

@@ -1,9 +1,10 @@
 """How to train, in words that users know, and what it gives."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
+import tyro
 
 from sftjax.core import PyTree
 from sftjax.select import Description, Selection
@@ -55,6 +56,9 @@ class Training:
     average: str = ""
     """Evaluate and keep a mean of the weights: `ema:DECAY` (as in ema:0.999), or `swa` from the
     middle of the run on, `swa:SHARE` from that share of the updates on."""
+    optim: str = "adamw"
+    """adamw, adamw-bf16 (its first moment in bfloat16), lion, lion-bf16, adafactor, sgd (with
+    momentum); they differ in their moments alone. A lion or sgd needs another learning rate."""
     learning_rate: float = 1e-4
     """Peak of the schedule: linear warmup, linear decay to zero."""
     warmup_ratio: float = 0.1
@@ -63,7 +67,7 @@ class Training:
     """Passes over the training rows."""
     max_steps: int = 0
     """Updates; overrides the epochs when above 0."""
-    per_device_train_batch_size: int = 32
+    per_device_train_batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 32
     """Rows per device and micro-batch."""
     gradient_accumulation_steps: int = 1
     """Micro-batches per update."""

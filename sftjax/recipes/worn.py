@@ -135,7 +135,7 @@ def wear(
 
     Args:
       adapters: such as `["lora:r=8"]`; none leaves the params as they are.
-      params: the pretrained params, with a new head.
+      params: the pretrained params, with a new head; shapes give shapes, and nothing is computed.
       new: paths of its leaves.
       key: draws the adapters; `jax.random.key(0)` if None.
       quantize: how the base is to be kept, where it is not yet: what a PiSSA leaves of it.
@@ -154,7 +154,11 @@ def wear(
     if not adapters:
         return Worn(params, tuple(new))
     plan = plan_of_words(adapters, params, new)
-    joined = with_adapter(params, plan, jax.random.key(0) if key is None else key)
+    key = jax.random.key(0) if key is None else key
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+        joined = jax.eval_shape(lambda params: with_adapter(params, plan, key), params)
+    else:
+        joined = with_adapter(params, plan, key)
     if quantize and not all(kind.starts_at_base for kind in plan.kinds):
         how, _, double = quantize.partition("-")
         joined["base"] = quantize_base(joined["base"], how, double=bool(double))  # type: ignore[arg-type]

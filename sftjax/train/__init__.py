@@ -2,9 +2,10 @@
 
 from sftjax.train.allocator import keep_freed_memory
 from sftjax.train.checkpoint import Checkpoints, Saved, claim, open_checkpoints
-from sftjax.train.devices import replicate, spread
+from sftjax.train.devices import laid_out, replicate, spread
 from sftjax.train.grid import grid, name_of, parse_grid, stack_settings
 from sftjax.train.loop import Fit, Record, fit
+from sftjax.train.memory import StepMemory, kept_for_backward, step_memory
 from sftjax.train.phases import Phase, Phased, PhaseEnd, gradual, lp_ft, run_phases
 from sftjax.train.prefix import Kept, keep_prefix, with_prefix
 from sftjax.train.reference import reference_columns, with_columns, with_reference
@@ -30,6 +31,7 @@ __all__ = [
     "Record",
     "Saved",
     "Step",
+    "StepMemory",
     "SweepFit",
     "claim",
     "compile_step",
@@ -41,6 +43,8 @@ __all__ = [
     "init",
     "keep_freed_memory",
     "keep_prefix",
+    "kept_for_backward",
+    "laid_out",
     "linear_schedule",
     "lp_ft",
     "make_step",
@@ -55,6 +59,7 @@ __all__ = [
     "spread_runs",
     "stack_settings",
     "stack_states",
+    "step_memory",
     "sweep_memory",
     "take_run",
     "tidy",

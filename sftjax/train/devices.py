@@ -34,6 +34,21 @@ def spread(batch_at: Callable[[int], Batch]) -> Callable[[int], Batch]:
     return lambda step: jax.device_put(batch_at(step), rows)
 
 
+def laid_out(shapes: PyTree, *axes: str) -> PyTree:
+    """Return shapes as `replicate` (no axes) or `spread` (axis "data") would lay arrays out.
+
+    >>> import jax.numpy as jnp
+    >>> laid_out({"w": jax.ShapeDtypeStruct((2,), jnp.float32)})["w"].shape
+    (2,)
+    """
+    if jax.device_count() == 1:
+        return shapes
+    where = _sharding(*axes)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes
+    )
+
+
 def _sharding(*axes: str) -> NamedSharding:
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     return NamedSharding(mesh, PartitionSpec(*axes))

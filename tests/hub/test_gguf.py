@@ -8,16 +8,23 @@ import jax
 import numpy as np
 import pytest
 
+from sftjax.evaluate import compile_generate, read_settings
 from sftjax.hub import GgufFile, convert_gguf, find_folder, load, load_tokenizer
 from sftjax.hub.gguf_file import QUANTIZATIONS
 
 HERE = pathlib.Path(__file__).parent
 KINDS = {how.name: number for number, how in QUANTIZATIONS.items()}
-PROMPTS = [
-    "What is the capital of France?",
-    "Write one sentence about the sea.",
-    "How many legs does a spider have?",
-]
+PROMPTS = (
+    "What is the capital of France?", "Write one sentence about rain.", "2+2=?",
+    "Name three colours.", "Who wrote Hamlet?", "Why is the sky blue?", "What is a prime number?",
+    "Translate 'good morning' into Spanish.", "How do bees make honey?", "Tell me a short joke.",
+    "What is the boiling point of water?", "Give me a word that rhymes with cat.",
+    "Explain gravity to a child.", "List two uses of iron.", "What does DNA stand for?",
+    "Is a whale a fish?", "How many days are there in a leap year?", "What is photosynthesis?",
+    "Suggest a name for a dog.", "Write a line of Python that prints hello.",
+)  # fmt: skip
+NEW = 16
+"""Tokens of each answer."""
 
 
 def text(value):
@@ -144,6 +151,7 @@ def test_a_file_cut_short_is_refused(tmp_path, cut):
 @pytest.mark.assets
 @pytest.mark.torch
 def test_the_real_smollm2_is_torchs(smollm2):
+    """Logits at every place of four prompts; greedy texts of twenty, token for token."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     model, params, report = load(smollm2)
@@ -152,10 +160,6 @@ def test_the_real_smollm2_is_torchs(smollm2):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         report.folder, attn_implementation="eager"
     ).eval()
-    decoder = model.decoder
-    start = jax.jit(lambda params, batch: decoder.start(params, batch, 12))
-    step = jax.jit(decoder.step)
-    apply = jax.jit(model.apply)
     chats = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
@@ -168,18 +172,18 @@ def test_the_real_smollm2_is_torchs(smollm2):
     for row, ids, mask in zip(ours, batch["input_ids"], batch["attention_mask"], strict=True):
         assert list(row.ids) == ids[mask == 1].tolist()
     tensors = {name: torch.from_numpy(array).long() for name, array in batch.items()}
+    few, real = {name: array[:4] for name, array in batch.items()}, batch["attention_mask"][:4] == 1
     with torch.no_grad():
-        logits = theirs(**tensors).logits.numpy()
-        texts = theirs.generate(**tensors, max_new_tokens=12, do_sample=False).numpy()
-    real = batch["attention_mask"] == 1
-    np.testing.assert_allclose(np.asarray(apply(params, batch))[real], logits[real], atol=2e-4)
-    scores, cache = start(params, batch)
-    tokens = [np.asarray(scores).argmax(-1)]
-    for _ in range(11):
-        scores, cache = step(params, tokens[-1].astype(np.int32), cache)
-        tokens.append(np.asarray(scores).argmax(-1))
-    end = model.config["eos_token_id"]
-    for row, said in zip(np.stack(tokens, 1), texts[:, real.shape[1] :], strict=True):
-        stop = [*said.tolist(), end].index(end)
-        assert row[:stop].tolist() == said[:stop].tolist()
-    assert "Paris" in tokenizer.decode(np.stack(tokens, 1)[0])
+        logits = theirs(**{name: array[:4] for name, array in tensors.items()}).logits.numpy()
+        texts = theirs.generate(**tensors, max_new_tokens=NEW, do_sample=False).numpy()
+    found = np.asarray(jax.jit(model.apply)(params, few))
+    np.testing.assert_allclose(found[real], logits[real], atol=2e-4)
+    settings = read_settings(report.folder, max_new_tokens=NEW)
+    said = compile_generate(model.decoder, settings)(params, batch)
+    texts = texts[:, batch["input_ids"].shape[1] :]
+    for row, length, text_ids in zip(
+        np.asarray(said.tokens), np.asarray(said.lengths), texts, strict=True
+    ):
+        assert row[:length].tolist() == text_ids[:length].tolist()
+        assert length == NEW or row[length - 1] in settings.eos_token_id
+    assert "Paris" in tokenizer.decode(np.asarray(said.tokens)[0])

@@ -44,6 +44,11 @@ def model_of(family="llama", kind="causal-lm", dtype=jnp.float32, **more):
     return build(config(family, **more), Head(kind, labels), dtype=dtype)
 
 
+def drawn(model):
+    """Fresh params, by one compiled program instead of one for each operation."""
+    return jax.jit(model.init)(jax.random.key(0))
+
+
 def ids_of(rows=2, length=TOKENS):
     return np.random.default_rng(0).integers(3, 50, (rows, length), dtype=np.int32)
 
@@ -51,7 +56,7 @@ def ids_of(rows=2, length=TOKENS):
 @pytest.fixture(scope="module", params=CONFIGS)
 def decoder(request):
     model = model_of(request.param)
-    return model, model.init(jax.random.key(0)), jax.jit(model.apply)
+    return model, drawn(model), jax.jit(model.apply)
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -90,9 +95,16 @@ def test_nothing_looks_ahead_and_padding_changes_nothing(decoder):
     np.testing.assert_allclose(padded[:, 5:], whole[:, :7], atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def speaking(decoder):
+    start, step, *_ = decoder[0].decoder
+    return jax.jit(start, static_argnums=2), jax.jit(step)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_token_by_token_equals_all_at_once(decoder, side):
-    model, params, apply = decoder
+def test_token_by_token_equals_all_at_once(decoder, speaking, side):
+    _, params, apply = decoder
+    start, step = speaking
     ids = ids_of()
     whole = np.asarray(apply(params, {"input_ids": ids}))
     prompt, mask = ids[:, :6].copy(), np.ones((2, 6), np.int32)
@@ -101,10 +113,8 @@ def test_token_by_token_equals_all_at_once(decoder, side):
         prompt[1], mask[1, :2] = np.concatenate([[0, 0], ids[1, :4]]), 0
     else:
         prompt[1, 4:], mask[1, 4:] = 0, 0
-    start, step, *_ = model.decoder
     scores, cache = start(params, {"input_ids": prompt, "attention_mask": mask}, 5)
     assert all(len(leaf) == 2 for leaf in jax.tree.leaves(cache))
-    step = jax.jit(step)
     for at in range(5, 10):
         expected = np.stack([whole[row, at - shift[row]] for row in range(2)])
         np.testing.assert_allclose(scores, expected, atol=1e-5)
@@ -115,21 +125,22 @@ def test_token_by_token_equals_all_at_once(decoder, side):
 def test_logits_are_hidden_times_words(decoder):
     model, params, apply = decoder
     batch = {"input_ids": ids_of()}
-    logits = model.hidden(params, batch) @ model.words(params).T * model.logit_scale
+    hidden = np.asarray(jax.jit(model.hidden)(params, batch))
+    logits = hidden @ np.asarray(model.words(params)).T * model.logit_scale
     if model.logit_softcap is not None:
-        logits = model.logit_softcap * jnp.tanh(logits / model.logit_softcap)
+        logits = model.logit_softcap * np.tanh(logits / model.logit_softcap)
     np.testing.assert_allclose(logits, apply(params, batch), atol=1e-5)
 
 
 def test_a_sequence_head_reads_the_last_token():
     model = model_of(kind="sequence", pad_token_id=0)
-    params, ids = model.init(jax.random.key(0)), ids_of()
+    params, ids = drawn(model), ids_of()
     ids[1, 8:] = 0
-    mask = (ids != 0).astype(np.int32)
-    masked = model.apply(params, {"input_ids": ids, "attention_mask": mask})
-    np.testing.assert_allclose(model.apply(params, {"input_ids": ids}), masked, atol=1e-6)
+    mask, apply = (ids != 0).astype(np.int32), jax.jit(model.apply)
+    masked = apply(params, {"input_ids": ids, "attention_mask": mask})
+    np.testing.assert_allclose(apply(params, {"input_ids": ids}), masked, atol=1e-6)
     changed = np.where(mask, ids, 7)
-    same = model.apply(params, {"input_ids": changed, "attention_mask": mask})
+    same = apply(params, {"input_ids": changed, "attention_mask": mask})
     np.testing.assert_allclose(same, masked, atol=1e-6)
     with pytest.raises(ValueError, match="several examples"):
         model.apply(params, {"input_ids": ids, "segment_ids": mask})
@@ -148,14 +159,14 @@ def adapted(model, base, how="none"):
     """A step of an adapter beside a base, and its gradients."""
     model = dataclasses.replace(model, remat=how)
     plan = plan_adapter(base, lora(r=2))
-    params = with_adapter(base, plan, jax.random.key(1))
-    params["adapter"] = jax.tree.map(lambda leaf: leaf + 0.02, params["adapter"])
+    params = jax.jit(lambda base, key: with_adapter(base, plan, key))(base, jax.random.key(1))
+    params["adapter"] = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.02, params["adapter"])
     return plan, params, next_token(side_branch(model.apply, plan))
 
 
 def test_rematerialisation_changes_no_gradient():
-    model = model_of()
-    base, batch = model.init(jax.random.key(0)), {"input_ids": ids_of()}
+    model = model_of(num_hidden_layers=1)
+    base, batch = drawn(model), {"input_ids": ids_of()}
     found = {}
     for how in ("none", "full", "dots"):
         _, params, objective = adapted(model, base, how)
@@ -212,14 +223,15 @@ def test_the_last_block_and_what_is_above_it_can_be_chosen():
 
 @pytest.mark.parametrize("how", ["nf4", "int8"])
 def test_a_base_in_few_bits_is_near_and_trains(how):
-    model = model_of(tie_word_embeddings=True)
-    base, batch = model.init(jax.random.key(0)), {"input_ids": ids_of()}
+    model = model_of(tie_word_embeddings=True, num_hidden_layers=1)
+    base, batch = drawn(model), {"input_ids": ids_of()}
     few = quantize_base(base, how)
-    exact, coarse = model.apply(base, batch), on_quantized(model.apply)(few, batch)
+    exact = jax.jit(model.apply)(base, batch)
+    coarse = jax.jit(on_quantized(model.apply))(few, batch)
     error = float(jnp.abs(exact - coarse).max() / jnp.abs(exact).max())
     assert 0 < error < (0.5 if how == "nf4" else 0.05)
     plan = plan_adapter(few, lora(r=2))
-    params = with_adapter(few, plan, jax.random.key(1))
+    params = jax.jit(lambda base, key: with_adapter(base, plan, key))(few, jax.random.key(1))
     tx = optax.sgd(0.5)
     trainable = select(params, [("adapter", 1.0)]).trainable
     state, fixed = init(params, trainable, tx, jax.random.key(0))

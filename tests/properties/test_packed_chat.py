@@ -104,6 +104,7 @@ def test_no_token_looks_across_a_border(params, chat):
     one = {name: value[row : row + 1] for name, value in batch.items()}
     second = batch["segment_ids"][row] == 2
 
+    @jax.jit
     def run(ids):
         return MODEL.apply(params, {**one, "input_ids": ids})[0]
 

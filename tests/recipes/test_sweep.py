@@ -16,9 +16,9 @@ from sftjax.hub import load, load_tokenizer
 from sftjax.models import Head
 from sftjax.objectives import classification
 from sftjax.recipes.classify import Classify, classify
+from sftjax.recipes.deciding import pretrained
 from sftjax.recipes.finetune import finetune
 from sftjax.recipes.keeping import Reference
-from sftjax.recipes.plan import pretrained
 from sftjax.recipes.sweep import training_of_run
 from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.text_rows import Columns, encode_rows, labels_of
