@@ -39,7 +39,12 @@ from sftjax.models import Model
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
-TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM"}
+TASKS = {
+    "sequence": "SEQ_CLS",
+    "token": "TOKEN_CLS",
+    "causal-lm": "CAUSAL_LM",
+    "seq2seq-lm": "SEQ_2_SEQ_LM",
+}
 """Head kind -> PEFT's word for the task; without a head it is FEATURE_EXTRACTION."""
 
 

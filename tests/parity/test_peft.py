@@ -13,12 +13,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sftjax.adapters import merge_adapter, side_branch
-from sftjax.core import Aux, flatten
+from sftjax.core import Aux, combine, flatten
 from sftjax.hub import load, load_adapter, save, save_adapter
 from sftjax.models import shift_right
 from sftjax.objectives import classification, sequence_cross_entropy, sequence_to_sequence
 from sftjax.select import select
-from sftjax.train import compile_step, init, make_step
+from sftjax.train import init, make_step
 
 HERE = pathlib.Path(__file__).parent
 peft_reference = SimpleNamespace(**runpy.run_path(str(HERE / "peft_reference.py")))
@@ -88,19 +88,29 @@ OBJECTIVES = {
 }
 
 
-def losses_of(model, loaded, batch):
-    """Return the loss before each of five steps of SGD, and after the last."""
+def trained(model, loaded, batch):
+    """Return the logits at first, those of an empty adapter, and the losses of five SGD steps."""
     apply = side_branch(model.apply, loaded.plan)
     rules = [("adapter", 1.0), *((f"base/{path}", 1.0) for path in loaded.trained)]
     trainable = select(loaded.params, rules).trainable
     tx = optax.sgd(peft_reference.RATE)
+    step = make_step(OBJECTIVES[model.head.kind](apply), tx)
+
+    @jax.jit
+    def run(state, fixed, batch):  # one program for both: its forward pass is compiled once
+        logits = apply(combine(state.trainable, fixed.frozen), batch)
+        return *step(state, fixed, batch), logits
+
+    nothing = jax.tree.map(np.zeros_like, loaded.params["adapter"])
+    state, fixed = init({**loaded.params, "adapter": nothing}, trainable, tx, jax.random.key(0))
+    *_, base = run(state, fixed, batch)
     state, fixed = init(loaded.params, trainable, tx, jax.random.key(0))
-    step = compile_step(make_step(OBJECTIVES[model.head.kind](apply), tx))
-    losses = []
+    losses, first = [], None
     for _ in range(peft_reference.STEPS + 1):
-        state, metrics = step(state, fixed, batch)
+        state, metrics, logits = run(state, fixed, batch)
         losses.append(float(metrics["loss"]))
-    return np.array(losses)
+        first = logits if first is None else first
+    return np.asarray(first), np.asarray(base), np.array(losses)
 
 
 def test_the_goldens_are_small_and_complete(goldens):
@@ -115,14 +125,10 @@ def test_logits_and_losses_of_five_steps(tmp_path, goldens, name):
     about, arrays = goldens
     case = CASES[name]
     model, loaded = beside(case, about[name], tmp_path)
-    batch = batch_of(case, model)
-    apply = jax.jit(side_branch(model.apply, loaded.plan))
-    assert close(case, apply(loaded.params, batch), arrays[name])
-    nothing = jax.tree.map(np.zeros_like, loaded.params["adapter"])
-    base = np.asarray(apply({**loaded.params, "adapter": nothing}, batch))
+    logits, base, losses = trained(model, loaded, batch_of(case, model))
+    assert close(case, logits, arrays[name])
     gap = np.abs(peft_reference.kept(case, base) - arrays[name]).max()
     assert gap > (0.05 if model.head.kind == "sequence" else 0.01)  # the adapter matters
-    losses = losses_of(model, loaded, batch)
     np.testing.assert_allclose(losses, arrays[f"{name}/losses"], rtol=1e-4)
     assert losses[-1] < (0.8 if model.head.kind == "sequence" else 1) * losses[0]
 
