@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 import sftjax
-from sftjax.adapters import describe_adapter
 from sftjax.core import Batch, PyTree
 from sftjax.data import cache_folder
 from sftjax.evaluate import Interval, Retention, Summaries, paired_bootstrap
@@ -33,7 +32,7 @@ from sftjax.recipes.summary_rows import (
 )
 from sftjax.recipes.summary_scoring import Sample, SummaryScorer, lead_row
 from sftjax.recipes.training import Tuned
-from sftjax.recipes.worn import Worn, wear
+from sftjax.recipes.worn import Worn, told_of, wear
 from sftjax.recipes.writing import Writer
 from sftjax.select import select
 from sftjax.train import claim, keep_prefix, with_prefix
@@ -68,14 +67,17 @@ def summarize(job: Summarize, tell: Callable[[str], None] = print) -> Summarized
     """
     run = get_ready(job, tell)
     training = job.training
-    worn = wear(training.adapter, run.params, run.report.new, jax.random.key(training.seed))
+    key = jax.random.key(training.seed)
+    worn = wear(
+        training.adapter, run.params, run.report.new, key, quantize=training.quantize
+    )  # fmt: skip
     if not worn.mergeable:
         raise ValueError(
             f"--adapter {' '.join(training.adapter)} cannot be merged into the weights, and an "
             "encoder-decoder writes with merged weights here; use lora or a kin of it"
         )
-    if worn.plan is not None:
-        tell(str(describe_adapter(run.params, worn.plan)))
+    for text in told_of(worn, run.params):
+        tell(text)
     above = _encoder_above(job, run, worn, tell) if job.keep_prefix else None
     if claim(job.output_dir, run.facts):
         tell(f"{job.output_dir} holds this very run: going on from its last checkpoint")
@@ -138,7 +140,7 @@ def summarize(job: Summarize, tell: Callable[[str], None] = print) -> Summarized
         tuned,
         job.output_dir,
     )
-    write_summarized(job, run, plain, found, texts_before, texts_after, tell)
+    write_summarized(job, run, worn, plain, found, texts_before, texts_after, tell)
     return found
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from sftjax.core import PyTree
 from sftjax.data import Table, hold_out
 from sftjax.evaluate.generate_settings import GenerationSettings, read_settings
-from sftjax.hub import LoadReport, Tokenizer, load, load_tokenizer
+from sftjax.hub import LoadReport, Tokenizer, load_tokenizer
 from sftjax.models import Seq2SeqModel
 from sftjax.recipes.abilities import read_prompts
 from sftjax.recipes.methods import METHODS, parse
@@ -21,7 +21,7 @@ from sftjax.recipes.summary_rows import (
     SummaryColumns,
     SummaryRows,
     encode_summaries,
-    model_folder,
+    load_writer,
     read_summaries,
 )
 from sftjax.recipes.training import Training
@@ -114,17 +114,12 @@ def get_ready(job: Summarize, tell: Callable[[str], None]) -> Ready:
     if METHODS[anchor].holds_out:
         train, held = hold_out(train, job.validation_fraction, seed + 1, group=columns.group)
     prompts = read_prompts(job.prompts)
-    model, params, report = load(
-        model_folder(job.model),
+    model, params, report = load_writer(
+        job.model,
         dtype=jnp.bfloat16 if training.bf16 else jnp.float32,
         quantize=quantized(training),
         key=jax.random.key(seed),
     )
-    if not isinstance(model, Seq2SeqModel):
-        raise ValueError(
-            f"{job.model} is a {model.family}, and this command writes with an encoder-decoder; "
-            "choose a checkpoint of one (t5)"
-        )
     tell(str(report))
     tokenizer = load_tokenizer(report.folder)
     settings = read_settings(
