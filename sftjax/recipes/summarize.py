@@ -16,7 +16,7 @@ from sftjax.core import Batch, PyTree
 from sftjax.data import cache_folder
 from sftjax.evaluate import Interval, Retention, Summaries, paired_bootstrap
 from sftjax.models import encoder_apart
-from sftjax.objectives import Apply, sequence_to_sequence
+from sftjax.objectives import Apply, distill_teacher, sequence_to_sequence, with_teacher
 from sftjax.recipes.abilities import Abilities
 from sftjax.recipes.finetune import finetune
 from sftjax.recipes.plan import rules_of
@@ -102,14 +102,22 @@ def summarize(job: Summarize, tell: Callable[[str], None] = print) -> Summarized
     def batches(rows: SummaryRows) -> Stream:
         make = pairs_packed if job.packing else pairs_shuffled
         stream = make(rows.pairs, training.rows, training.seed)
+        if run.teacher is not None:
+            at = with_teacher(stream.at, run.teacher.model.apply, run.teacher.params)
+            stream = Stream(stream.steps_per_epoch, at)
         return stream if above is None else above(rows, stream)
 
     def objective(logits: Apply):
-        return sequence_to_sequence(
+        labelled = sequence_to_sequence(
             logits,
             dropout=training.dropout,
             label_smoothing=job.label_smoothing_factor,
             z_loss=job.z_loss,
+        )
+        if run.teacher is None:
+            return labelled
+        return distill_teacher(
+            labelled, logits, job.teacher_share, job.teacher_temperature, dropout=training.dropout
         )
 
     held_out = None if run.held_out is None else batches(run.held_out)

@@ -145,14 +145,21 @@ def test_the_saved_model_writes(finished):
     assert "blue hat" in json.loads(out.read_text())["generated"]
 
 
-def test_an_adapter_beside_a_quantized_base_is_saved_and_writes(tiny_t5, colours, tmp_path):
+def test_an_adapter_beside_a_quantized_base_learns_of_a_teacher_is_saved_and_writes(
+    finished, tiny_t5, colours, tmp_path
+):
+    teacher = str(finished[0] / "model")
     training = {"adapter": ("lora:r=4",), "quantize": "nf4", "train": (), "eval_steps": 40}
-    run = job(tiny_t5, colours, tmp_path / "a", steps=40, test_rows=8, training=training)
+    run = job(
+        tiny_t5, colours, tmp_path / "a", steps=40, test_rows=8, training=training, teacher=teacher
+    )  # fmt: skip
     said = []
     found = summarize(run, said.append)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(load(tiny_t5).params))
     assert f"all params: {size + found.tuned.description.rows[0].parameters:,}" in "\n".join(said)
     folder, text = tmp_path / "a", ("the cat was red .", "the hat was blue here and there .")
+    learned = [entry["teacher"] for entry in found.tuned.fit.history if "teacher" in entry]
+    assert learned[0] > 0
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert config["task_type"] == "SEQ_2_SEQ_LM"
     assert config["base_model_name_or_path"] == str(tiny_t5)
