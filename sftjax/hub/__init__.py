@@ -10,6 +10,7 @@ from sftjax.hub.config import read_config
 from sftjax.hub.families import WEIGHT_MAPS
 from sftjax.hub.gguf_file import GgufFile
 from sftjax.hub.gguf_model import convert_gguf
+from sftjax.hub.growing import Grown, grow_words
 from sftjax.hub.loading import Loaded, load
 from sftjax.hub.names import Row, WeightMap
 from sftjax.hub.outline import Outline, outline
@@ -29,6 +30,7 @@ __all__ = [
     "Encoded",
     "EncodedWords",
     "GgufFile",
+    "Grown",
     "LoadReport",
     "Loaded",
     "LoadedAdapter",
@@ -42,6 +44,7 @@ __all__ = [
     "card_of",
     "convert_gguf",
     "find_folder",
+    "grow_words",
     "load",
     "load_adapter",
     "load_chat_files",

@@ -7,7 +7,7 @@ the modules that were trained beside them (`modules_to_save`: a new head, a resi
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +39,12 @@ from sftjax.models import Model
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
-TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "causal-lm": "CAUSAL_LM"}
+TASKS = {
+    "sequence": "SEQ_CLS",
+    "token": "TOKEN_CLS",
+    "causal-lm": "CAUSAL_LM",
+    "seq2seq-lm": "SEQ_2_SEQ_LM",
+}
 """Head kind -> PEFT's word for the task; without a head it is FEATURE_EXTRACTION."""
 
 
@@ -213,7 +218,7 @@ def _sorted_names(
         bare = name.removeprefix(PREFIX).removeprefix("base_model.")
         end = next((part for part in PARTS if bare.endswith(f".{part}")), None)
         module = bare.removesuffix(f".{end}")
-        path = _our_path(model, f"{module}.weight" if end else bare)
+        path = _our_path(model, f"{module}.weight" if end else bare, known)
         if path is None or path not in known:
             unknown.append(name)
         elif end is None:
@@ -223,9 +228,14 @@ def _sorted_names(
     return found, whole, unknown
 
 
-def _our_path(model: Model, tensor: str) -> str | None:
-    tied = bool(model.config.get("tie_word_embeddings", True))
-    return next(iter(place_all(WEIGHT_MAPS[model.family], [tensor], tied=tied).places), None)
+def _our_path(model: Model, tensor: str, known: Collection[str]) -> str | None:
+    """Return the leaf that a tensor is; that of the words, where this model's head is the words."""
+    table, path = WEIGHT_MAPS[model.family], None
+    for tied in (False, True):
+        path = next(iter(place_all(table, [tensor], tied=tied).places), path)
+        if path in known:
+            break
+    return path
 
 
 def _with_whole(
@@ -240,7 +250,7 @@ def _with_whole(
             raise ValueError(
                 f"{folder / TENSORS}: {whole[path]} gives {path} the shape {values.shape}, and the "
                 f"model has {tuple(leaves[path].shape)}; load the base with the labels that the "
-                "adapter was trained with"
+                "adapter was trained with, and grown by as many words (grow_words)"
             )
         return jnp.asarray(np.ascontiguousarray(values), leaves[path].dtype)
 
@@ -280,7 +290,12 @@ def _saved_whole(model: Model, plan: Plan, trained: Sequence[str]) -> list[str]:
     adapted = {site.path for site, _ in plan.sites}
     prefixes: dict[str, None] = {}
     for path in trained:
-        inside = path.startswith(f"{trunk}/")
+        if "/" not in path:
+            raise ValueError(
+                f"{path} was trained and belongs to no module, and PEFT's layout holds whole "
+                "modules; save the merged model (hub.save of merge_adapter)"
+            )
+        inside = not trunk or path.startswith(f"{trunk}/")
         prefixes[path.rpartition("/")[0] if inside else path.partition("/")[0]] = None
     for prefix in prefixes:
         if prefix in adapted:

@@ -7,7 +7,7 @@ base. PEFT does not read it.
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from sftjax.hub import (
     why_not_peft,
     write_tensor_file,
 )
-from sftjax.models import CausalModel, Head, TextEncoder
+from sftjax.models import CausalModel, Head, Seq2SeqModel, TextEncoder
 from sftjax.objectives import Apply
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.text_models import load_encoder
@@ -35,16 +35,17 @@ PEFTS, PEFT_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 class Adapted(NamedTuple):
     """A base and the adapter that was loaded beside it."""
 
-    model: TextEncoder
+    model: Any
     apply: Apply
     params: PyTree
     report: LoadReport
     """Of the base; its folder has the tokenizer."""
+    plan: Plan
 
 
 def save_adapted(
     folder: pathlib.Path,
-    model: TextEncoder | CausalModel,
+    model: TextEncoder | CausalModel | Seq2SeqModel,
     params: Any,
     plan: Plan,
     *,
@@ -88,13 +89,15 @@ def save_adapted(
         "problem_type": model.head.problem_type,
         "why_not_peft": reason,
     }
+    use = {"seq2seq-lm": 'generate THIS_FOLDER --text "..."'}
+    command = use.get(model.head.kind, 'predict THIS_FOLDER --text "..."')
     folder.mkdir(parents=True, exist_ok=True)
     write_tensor_file(folder / TENSORS, tensors)
     write_json(folder / OURS, facts)
     write_text(
         folder / "README.md",
         f"# An adapter ({' '.join(words)}) for {report.source}\n\nIn sftjax's own layout, which "
-        f'PEFT does not read: {reason}.\n\n    sftjax predict THIS_FOLDER --text "..."\n',
+        f"PEFT does not read: {reason}.\n\n    sftjax {command}\n",
     )
     return f"`adapter/` is in our own layout, which PEFT does not read: {reason}."
 
@@ -104,12 +107,15 @@ def is_adapter(folder: str) -> bool:
     return any((pathlib.Path(folder) / name).is_file() for name in (OURS, PEFTS))
 
 
-def load_adapted(folder: str, base: str | None = None) -> Adapted:
+def load_adapted(
+    folder: str, base: str | None = None, load: Callable[..., Any] = load_encoder
+) -> Adapted:
     """Load an adapter and its base.
 
     Args:
       folder: in either layout.
       base: where the base is; None for where it was.
+      load: gives model, params and report of the base, and refuses other kinds of model.
 
     Raises:
       ValueError: if the base is another one, or the folder does not say what its head is.
@@ -130,14 +136,15 @@ def load_adapted(folder: str, base: str | None = None) -> Adapted:
     labels = about["labels"] if ours else json.loads(about["labels"])
     head = Head(about["head"], tuple(labels), about["problem_type"])
     try:
-        model, params, report = load_encoder(where, head=head)
+        model, params, report = load(where, head=head)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"the base of {folder} is not at {where}; say where it is with --base ({error})"
         ) from error
     if not ours:
         found = load_adapter(folder, model, params, report=report)
-        return Adapted(model, side_branch(model.apply, found.plan), found.params, report)
+        plan = found.plan
+        return Adapted(model, side_branch(model.apply, plan), found.params, report, plan)
     if config["base_sha256"] != report.sha256:
         raise ValueError(
             f"{folder} was trained on weights with sha256 {config['base_sha256'][:12]}..., and "
@@ -145,7 +152,7 @@ def load_adapted(folder: str, base: str | None = None) -> Adapted:
         )
     plan = plan_of_words(config["adapter"], params, config["new"])
     joined = _joined(path / TENSORS, plan, params)
-    return Adapted(model, side_branch(model.apply, plan), joined, report)
+    return Adapted(model, side_branch(model.apply, plan), joined, report, plan)
 
 
 def _joined(path: pathlib.Path, plan: Plan, params: PyTree) -> dict[str, PyTree]:

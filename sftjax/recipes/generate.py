@@ -10,23 +10,24 @@ from collections.abc import Callable
 
 import tyro
 
+from sftjax.adapters import merge_adapter
 from sftjax.data import Pairs, Table, fill, read
 from sftjax.data.encoded import pack
 from sftjax.data.table import texts
 from sftjax.evaluate.generate_settings import read_settings
-from sftjax.hub import load, load_tokenizer
-from sftjax.models import Seq2SeqModel
+from sftjax.hub import load_tokenizer
+from sftjax.recipes.adapter_folder import is_adapter, load_adapted
 from sftjax.recipes.run_folder import write_text
-from sftjax.recipes.summary_rows import model_folder, pairs_in_order
+from sftjax.recipes.summary_rows import load_writer, pairs_in_order
 from sftjax.recipes.writing import Writer
 
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
-    """Write with a model folder that `sftjax summarize` (or anyone) saved."""
+    """Write with a folder that `sftjax summarize` (or anyone) saved: a model, or an adapter."""
 
     model: tyro.conf.Positional[str]
-    """The model's folder, a name on the Hub, or asset:NAME."""
+    """The model's folder, a name on the Hub, or asset:NAME; or an adapter's folder."""
     text: tuple[str, ...] = ()
     """Texts to write about."""
     data: str | None = None
@@ -45,6 +46,8 @@ class Generate:
     """No run of so many tokens comes twice; 0 lets it."""
     length_penalty: float = 1.0
     """With beams: above 1 favours longer texts."""
+    base: str | None = None
+    """Where the adapter's base is, if it is not where it was."""
     output: pathlib.Path | None = None
     """Write to this .jsonl file instead of the screen."""
     batch_size: int = 32
@@ -66,11 +69,14 @@ def generate_text(job: Generate, tell: Callable[[str], None] = print) -> list[st
     rows = (
         Table({job.column: list(job.text)}, name="--text") if job.data is None else read(job.data)
     )
-    model, params, report = load(model_folder(job.model))
-    if not isinstance(model, Seq2SeqModel):
-        raise ValueError(
-            f"{job.model} is a {model.family}; generate writes with an encoder-decoder (t5)"
-        )
+    if is_adapter(job.model):
+        found = load_adapted(job.model, job.base, load_writer)
+        model, report = found.model, found.report
+        params = merge_adapter(found.params["base"], found.params["adapter"], found.plan)
+    elif job.base is not None:
+        raise ValueError(f"--base is of an adapter, and {job.model} is none; leave it out")
+    else:
+        model, params, report = load_writer(job.model)
     tokenizer = load_tokenizer(report.folder)
     settings = read_settings(
         report.folder,

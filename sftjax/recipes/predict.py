@@ -57,7 +57,7 @@ def predict_text(job: Predict, tell: Callable[[str], None] = print) -> np.ndarra
         Table({job.column: list(job.text)}, name="--text") if job.data is None else read(job.data)
     )
     if is_adapter(job.model):
-        model, apply, params, report = load_adapted(job.model, job.base)
+        model, apply, params, report, _ = load_adapted(job.model, job.base)
     elif job.base is not None:
         raise ValueError(f"--base is of an adapter, and {job.model} is none; leave it out")
     else:

@@ -12,12 +12,11 @@ import jax
 import numpy as np
 
 import sftjax
-from sftjax.adapters import describe_adapter
 from sftjax.core import Batch, PyTree
 from sftjax.data import cache_folder
 from sftjax.evaluate import Interval, Retention, Summaries, paired_bootstrap
 from sftjax.models import encoder_apart
-from sftjax.objectives import Apply, sequence_to_sequence
+from sftjax.objectives import Apply, distill_teacher, sequence_to_sequence, with_teacher
 from sftjax.recipes.abilities import Abilities
 from sftjax.recipes.deciding import rules_of
 from sftjax.recipes.finetune import finetune
@@ -33,7 +32,7 @@ from sftjax.recipes.summary_rows import (
 )
 from sftjax.recipes.summary_scoring import Sample, SummaryScorer, lead_row
 from sftjax.recipes.training import Tuned
-from sftjax.recipes.worn import Worn, wear
+from sftjax.recipes.worn import Worn, told_of, wear
 from sftjax.recipes.writing import Writer
 from sftjax.select import select
 from sftjax.train import claim, keep_prefix, with_prefix
@@ -68,14 +67,17 @@ def summarize(job: Summarize, tell: Callable[[str], None] = print) -> Summarized
     """
     run = get_ready(job, tell)
     training = job.training
-    worn = wear(training.adapter, run.params, run.report.new, jax.random.key(training.seed))
+    key = jax.random.key(training.seed)
+    worn = wear(
+        training.adapter, run.params, run.report.new, key, quantize=training.quantize
+    )  # fmt: skip
     if not worn.mergeable:
         raise ValueError(
             f"--adapter {' '.join(training.adapter)} cannot be merged into the weights, and an "
             "encoder-decoder writes with merged weights here; use lora or a kin of it"
         )
-    if worn.plan is not None:
-        tell(str(describe_adapter(run.params, worn.plan)))
+    for text in told_of(worn, run.params):
+        tell(text)
     above = _encoder_above(job, run, worn, tell) if job.keep_prefix else None
     if claim(job.output_dir, run.facts):
         tell(f"{job.output_dir} holds this very run: going on from its last checkpoint")
@@ -100,14 +102,22 @@ def summarize(job: Summarize, tell: Callable[[str], None] = print) -> Summarized
     def batches(rows: SummaryRows) -> Stream:
         make = pairs_packed if job.packing else pairs_shuffled
         stream = make(rows.pairs, training.rows, training.seed)
+        if run.teacher is not None:
+            at = with_teacher(stream.at, run.teacher.model.apply, run.teacher.params)
+            stream = Stream(stream.steps_per_epoch, at)
         return stream if above is None else above(rows, stream)
 
     def objective(logits: Apply):
-        return sequence_to_sequence(
+        labelled = sequence_to_sequence(
             logits,
             dropout=training.dropout,
             label_smoothing=job.label_smoothing_factor,
             z_loss=job.z_loss,
+        )
+        if run.teacher is None:
+            return labelled
+        return distill_teacher(
+            labelled, logits, job.teacher_share, job.teacher_temperature, dropout=training.dropout
         )
 
     held_out = None if run.held_out is None else batches(run.held_out)
@@ -138,7 +148,7 @@ def summarize(job: Summarize, tell: Callable[[str], None] = print) -> Summarized
         tuned,
         job.output_dir,
     )
-    write_summarized(job, run, plain, found, texts_before, texts_after, tell)
+    write_summarized(job, run, worn, plain, found, texts_before, texts_after, tell)
     return found
 
 

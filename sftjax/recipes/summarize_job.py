@@ -12,16 +12,17 @@ import jax.numpy as jnp
 from sftjax.core import PyTree
 from sftjax.data import Table, hold_out
 from sftjax.evaluate.generate_settings import GenerationSettings, read_settings
-from sftjax.hub import LoadReport, Tokenizer, load, load_tokenizer
+from sftjax.hub import LoadReport, Tokenizer, load_tokenizer
 from sftjax.models import Seq2SeqModel
 from sftjax.recipes.abilities import read_prompts
 from sftjax.recipes.methods import METHODS, parse
 from sftjax.recipes.prepare import quantized
 from sftjax.recipes.summary_rows import (
+    LoadedWriter,
     SummaryColumns,
     SummaryRows,
     encode_summaries,
-    model_folder,
+    load_writer,
     read_summaries,
 )
 from sftjax.recipes.training import Training
@@ -70,6 +71,12 @@ class Summarize:
     """Share of the target spread evenly over the vocabulary."""
     z_loss: float = 0.0
     """Weight of the squared log-sum of the logits; 1e-4 is a usual one."""
+    teacher: str | None = None
+    """A (larger) encoder-decoder with the same vocabulary; what it expects is learned too."""
+    teacher_share: float = 0.5
+    """Share of the loss that is the teacher's; the rest is the labels'."""
+    teacher_temperature: float = 2.0
+    """Above 1 the teacher's second choices count for more."""
 
 
 class Ready(NamedTuple):
@@ -86,6 +93,7 @@ class Ready(NamedTuple):
     test: SummaryRows
     samples: SummaryRows | None
     prompts: Table
+    teacher: LoadedWriter | None
     facts: dict[str, Any]
     """What identifies the run: another value of any of these is another run."""
 
@@ -114,19 +122,15 @@ def get_ready(job: Summarize, tell: Callable[[str], None]) -> Ready:
     if METHODS[anchor].holds_out:
         train, held = hold_out(train, job.validation_fraction, seed + 1, group=columns.group)
     prompts = read_prompts(job.prompts)
-    model, params, report = load(
-        model_folder(job.model),
+    model, params, report = load_writer(
+        job.model,
         dtype=jnp.bfloat16 if training.bf16 else jnp.float32,
         quantize=quantized(training),
         key=jax.random.key(seed),
     )
-    if not isinstance(model, Seq2SeqModel):
-        raise ValueError(
-            f"{job.model} is a {model.family}, and this command writes with an encoder-decoder; "
-            "choose a checkpoint of one (t5)"
-        )
     tell(str(report))
     tokenizer = load_tokenizer(report.folder)
+    teacher = None if job.teacher is None else _teacher(job.teacher, model)
     settings = read_settings(
         report.folder, max_new_tokens=columns.max_target_length, num_beams=job.num_beams
     )
@@ -149,8 +153,9 @@ def get_ready(job: Summarize, tell: Callable[[str], None]) -> Ready:
     return Ready(
         model, params, report, tokenizer, settings, rows[0],
         None if held is None else encoded(held, "held out to learn radii from"),
-        rows[1], final, _samples(job, rows[1], model, tokenizer), prompts,
-        _facts(job, rows[0], rows[1], final, prompts, report, tokenizer),
+        rows[1], final, _samples(job, rows[1], model, tokenizer), prompts, teacher,
+        _facts(job, rows[0], rows[1], final, prompts, report, tokenizer)
+        | ({} if teacher is None else {"teacher": teacher.report.sha256}),
     )  # fmt: skip
 
 
@@ -166,6 +171,18 @@ def _samples(
     if not job.samples or rows.confidential:
         return None
     return rows.first(job.samples)
+
+
+def _teacher(name: str, student: Seq2SeqModel) -> LoadedWriter:
+    """Load a teacher; its words must be the student's."""
+    teacher = load_writer(name)
+    sizes = [model.config["vocab_size"] for model in (teacher.model, student)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the teacher {name} knows {sizes[0]:,} words and the student {sizes[1]:,}; choose a "
+            "teacher with the student's tokenizer"
+        )
+    return teacher
 
 
 def _packages() -> None:
@@ -187,7 +204,16 @@ def _facts(
     tokenizer: Tokenizer,
 ) -> dict[str, Any]:
     settings = dataclasses.asdict(job)
-    for name in ("output_dir", "model", "data", "eval_data", "columns", "training", "prompts"):
+    for name in (
+        "output_dir",
+        "model",
+        "data",
+        "eval_data",
+        "columns",
+        "training",
+        "prompts",
+        "teacher",
+    ):
         settings.pop(name)
     return {
         "recipe": "summarize",

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sftjax.core import PyTree
+from sftjax.core import PyTree, flatten, partition
 from sftjax.evaluate import (
     SUMMARY_COLUMNS,
     loss_curve,
@@ -13,11 +13,13 @@ from sftjax.evaluate import (
     table_markdown,
 )
 from sftjax.hub import Data, Metric, card_of, save
+from sftjax.recipes.adapter_folder import save_adapted
 from sftjax.recipes.deciding import told
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.summarize_job import Ready, Summarize
 from sftjax.recipes.summary_scoring import Sample
 from sftjax.recipes.training import Training, Tuned
+from sftjax.recipes.worn import Worn, told_of, trained_beside
 
 if TYPE_CHECKING:
     from sftjax.recipes.summarize import Summarized
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 def write_summarized(
     job: Summarize,
     run: Ready,
+    worn: Worn,
     weights: PyTree,
     found: "Summarized",
     before: list[str],
@@ -37,6 +40,7 @@ def write_summarized(
     Args:
       job: of the run.
       run: its rows and model.
+      worn: its params with adapters.
       weights: the tuned model's plain params.
       found: what was measured.
       before: what the pretrained model wrote of the rows to report on.
@@ -59,6 +63,15 @@ def write_summarized(
             **_training_facts(tuned, job.training),
         ),
     )  # fmt: skip
+    adapted: list[str] = []
+    if worn.plan is not None:
+        moving = flatten(partition(tuned.params, tuned.selection.trainable)[0])
+        layout = save_adapted(
+            folder / "adapter", run.model, tuned.params, worn.plan, words=job.training.adapter,
+            report=run.report, trained=trained_beside(moving),
+        )  # fmt: skip
+        adapted = ["## The adapter", "\n\n".join(told_of(worn, run.params)), layout]
+        tell(f"adapter: {folder / 'adapter'}; merged into the weights: {folder / 'model'}")
     loss_curve(tuned.fit.history, folder / "plots" / "loss.png", metric="eval_rougeL")
     moved_per_block({"fine-tuned": found.retention.moved}, folder / "plots" / "moved.png")
     _write_rows(job, run, found, before, after)
@@ -86,7 +99,7 @@ def write_summarized(
         },
     )
     table = _table(found)
-    write_text(folder / "report.md", _report(job, run, found, table))
+    write_text(folder / "report.md", _report(job, run, found, table, adapted))
     tell(table)
     tell(f"\n{found.retention}\n")
     tell(f"model, samples, report and plots: {folder}")
@@ -118,7 +131,7 @@ def _table(found: "Summarized") -> str:
     return table_markdown([one.row(name) for name, one in found.systems.items()], SUMMARY_COLUMNS)
 
 
-def _report(job: Summarize, run: Ready, found: "Summarized", table: str) -> str:
+def _report(job: Summarize, run: Ready, found: "Summarized", table: str, adapted: list[str]) -> str:
     tuned = found.tuned
     # A folder of this machine means nothing elsewhere, but its last word may.
     names = [text.rstrip("/").rpartition("/")[2] for text in (job.model, job.data)]
@@ -139,6 +152,7 @@ def _report(job: Summarize, run: Ready, found: "Summarized", table: str) -> str:
         f"lead: {_interval(found.over_lead)}.",
         f"Training rows: {run.train.pairs.told()}.\n\nRows of the table: {run.test.pairs.told()}.",
         *_samples(found.samples),
+        *adapted,
         "## What moved",
         f"```\n{tuned.description}\n```",
         "## What was kept",

@@ -1,10 +1,11 @@
 """From a source of documents and summaries to tokenised rows, for training and for evaluation."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
+from sftjax.core import PyTree
 from sftjax.data import (
     PackedPairs,
     PairBatches,
@@ -19,7 +20,7 @@ from sftjax.data import (
     splits,
     texts,
 )
-from sftjax.hub import Tokenizer
+from sftjax.hub import LoadReport, Tokenizer, load
 from sftjax.models import Seq2SeqModel
 from sftjax.recipes.streams import Stream
 
@@ -139,13 +140,32 @@ def encode_summaries(
     return SummaryRows(table, pairs, texts(table, document), texts(table, summary))
 
 
-def model_folder(name: str) -> str:
-    """Return the folder of an asset, `asset:NAME`, fetched if need be; other names as they are.
+class LoadedWriter(NamedTuple):
+    """A pretrained encoder-decoder."""
 
-    >>> model_folder("google/flan-t5-small")
-    'google/flan-t5-small'
+    model: Seq2SeqModel
+    params: PyTree
+    report: LoadReport
+
+
+def load_writer(name: str, **how: Any) -> LoadedWriter:
+    """Load an encoder-decoder; `hub.load` says how.
+
+    Args:
+      name: a folder, a repository on the Hub, or an asset (`asset:NAME`, fetched if need be).
+      **how: arguments of `hub.load`.
+
+    Raises:
+      ValueError: if the checkpoint is of another kind of model.
     """
-    return str(fetch(name.removeprefix("asset:"))) if name.startswith("asset:") else name
+    where = fetch(name.removeprefix("asset:")) if name.startswith("asset:") else name
+    model, params, report = load(where, **how)
+    if not isinstance(model, Seq2SeqModel):
+        raise ValueError(
+            f"{name} is a {model.family}, and this command writes with an encoder-decoder; choose "
+            "a checkpoint of one (t5, bart, pegasus, marian)"
+        )
+    return LoadedWriter(model, params, report)
 
 
 def pairs_in_order(pairs: Pairs, per_device: int = EVAL_ROWS) -> Stream:

@@ -7,7 +7,17 @@ from typing import NamedTuple
 import jax
 import optax
 
-from sftjax.core import PyTree, count, cover, flatten, nbytes, owner_of, partition
+from sftjax.core import (
+    PyTree,
+    count,
+    cover,
+    flatten,
+    is_quantized,
+    nbytes,
+    owner_of,
+    partition,
+    path_of,
+)
 from sftjax.select.part import Part, parts_of
 from sftjax.select.rules import Selection
 
@@ -107,7 +117,7 @@ def describe(
     trainable params: 32 || all params: 32 || trainable%: 100.0000
     LISA: 1 of 2 blocks (layer/0, layer/1), drawn anew every 20 updates; head: at every update
     """
-    leaves = flatten(params)
+    leaves, sizes = flatten(params), _sizes(params)
     rules = flatten(selection.rule)
     rates = flatten(selection.rate)
     anchored = set(flatten(anchor)) if anchor is not None else set()
@@ -123,11 +133,12 @@ def describe(
     rules_of = [rule for rule, rate in order if rate > 0]
     spread = {rule for rule in rules_of if rules_of.count(rule) > 1}
     rows = tuple(
-        _row(rule or "(frozen)", rate, {path: leaves[path] for path in groups[rule, rate]}, state,
-             anchored, parts, cover(groups[rule, rate], leaves) if rule in spread and rate else "")
+        _row(rule or "(frozen)", rate, {path: leaves[path] for path in groups[rule, rate]}, sizes,
+             state, anchored, parts,
+             cover(groups[rule, rate], leaves) if rule in spread and rate else "")
         for rule, rate in order
     )  # fmt: skip
-    total = _row("total", float("nan"), leaves, state, anchored, parts)
+    total = _row("total", float("nan"), leaves, sizes, state, anchored, parts)
     if state is not None:
         total = total._replace(optimizer_bytes=sum(state.values()))
     said = (str(policy),) if str(policy) else ()
@@ -138,6 +149,7 @@ def _row(
     rule: str,
     rate: float,
     leaves: dict[str, jax.Array],
+    sizes: dict[str, int],
     state: dict[str, int] | None,
     anchored: set[str],
     parts: list[Part],
@@ -145,13 +157,29 @@ def _row(
 ) -> Row:
     spent = None if state is None else sum(state.get(path, 0) for path in leaves)
     held = len(anchored & set(leaves))
-    size = count(leaves)
+    own = {path: sizes[path] for path in leaves if path in sizes}
+    size = sum(own.values())
     counted = sum(
-        math.prod((part.shares.get(path, 1.0) for part in parts), start=float(count(leaf)))
-        for path, leaf in leaves.items()
+        math.prod((part.shares.get(path, 1.0) for part in parts), start=float(one))
+        for path, one in own.items()
     )
     share = counted / size if size else 1.0
-    return Row(rule, len(leaves), size, nbytes(leaves), spent, rate, held, where, share)
+    return Row(rule, len(own), size, nbytes(leaves), spent, rate, held, where, share)
+
+
+def _sizes(params: PyTree) -> dict[str, int]:
+    """Return the scalars of each leaf; those that a quantized one stands for, by its codes' path.
+
+    >>> from sftjax.core import Quantized
+    >>> codes, scales = jax.numpy.zeros((4, 2), "uint8"), jax.numpy.ones((4, 1))
+    >>> _sizes({"w": Quantized(codes, scales, None, None, "nf4", (4, 4), "float32", 4)})
+    {'w/codes': 16}
+    """
+    found = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_quantized):
+        path = f"{path_of(keys)}/codes" if is_quantized(leaf) else path_of(keys)
+        found[path] = count({"": leaf})
+    return found
 
 
 def _state_bytes(shapes: optax.OptState, paths: Collection[str]) -> dict[str, int]:

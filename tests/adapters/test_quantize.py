@@ -33,7 +33,7 @@ from sftjax.core import combine, count, flatten, nbytes, partition
 from sftjax.hub import load, save
 from sftjax.models import Head, bert, build
 from sftjax.objectives import classification
-from sftjax.select import select
+from sftjax.select import describe, select
 from sftjax.train import compile_step, init, make_step
 
 WAYS = [("nf4", False), ("nf4", True), ("int8", False), ("int8", True)]
@@ -293,6 +293,22 @@ class TestAdapters:
         ))  # fmt: skip
         exported = jax.export.export(run, platforms=[platform])(joined["adapter"], joined["base"])
         assert exported.platforms == (platform,)
+
+
+def test_described_by_the_sizes_that_it_stands_for(params):
+    plan = plan_adapter(params, lora(r=2), target_modules=["query"])
+    told = {}
+    for name, base in (("plain", params), ("nf4", quantize_base(params))):
+        joined = with_adapter(base, plan, jax.random.key(0))
+        told[name] = describe(joined, select(joined, [("adapter", 1.0)]), tx=optax.adam(1e-3))
+    for plain, few in zip(
+        (*told["plain"].rows, told["plain"].total), (*told["nf4"].rows, told["nf4"].total),
+        strict=True,
+    ):  # fmt: skip
+        for field in ("rule", "leaves", "parameters", "optimizer_bytes", "share"):
+            assert getattr(few, field) == getattr(plain, field)
+    assert told["nf4"].total.bytes < 0.5 * told["plain"].total.bytes
+    assert told["nf4"].total.parameters == count(params) + count(joined["adapter"])
 
 
 class TestLoading:

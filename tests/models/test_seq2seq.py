@@ -13,7 +13,9 @@ from sftjax.core import flatten, partition, unflatten
 from sftjax.evaluate.generate import generate
 from sftjax.evaluate.generate_settings import GenerationSettings
 from sftjax.models import Head, build, shift_right
+from sftjax.objectives import sequence_to_sequence
 from sftjax.select import select
+from sftjax.train import replicate, spread
 
 T5 = {
     "model_type": "t5", "vocab_size": 50, "d_model": 64, "d_kv": 12, "d_ff": 96, "num_layers": 1,
@@ -101,6 +103,23 @@ def test_packed_equals_solo(made):
     ):
         alone = apply(params, {"input_ids": ids, "decoder_input_ids": targets})[0]
         np.testing.assert_allclose(part, alone, atol=2e-5)
+
+
+def test_eight_devices_give_what_one_gives(made):
+    model, params, _ = made
+    ids, labels = rows(8, 6), rows(8, ROOM, 1)
+    batch = {
+        "input_ids": ids, "decoder_input_ids": shift_right(labels, model.decoder_start_token_id, 0),
+        "labels": labels, "loss_weights": (labels < 40).astype(np.float32),
+    }  # fmt: skip
+    objective = sequence_to_sequence(model.apply, label_smoothing=0.1)
+    run = jax.jit(jax.value_and_grad(lambda p, b: objective(p, {}, b, None)[0].mean))
+    one, gradient = run(params, batch)
+    assert jax.device_count() == 8
+    eight, spread_gradient = run(replicate(params), spread(lambda step: batch)(0))
+    assert float(eight) == pytest.approx(float(one), rel=1e-6)
+    for a, b in zip(*map(jax.tree.leaves, (gradient, spread_gradient)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_hidden_states_and_words_make_the_logits(made):

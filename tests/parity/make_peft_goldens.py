@@ -1,6 +1,6 @@
 """Compute what PEFT gives for every adapter, and write `peft_goldens.npz`.
 
-    python tests/parity/make_peft_goldens.py       # 30 seconds; needs torch, transformers 5, peft
+    python tests/parity/make_peft_goldens.py       # a minute; needs torch, transformers 5, peft
 
 Logits with the drawn adapter, the loss before each of five steps of plain SGD over what is trained
 (adapter and head), and the loss after the last.
@@ -17,6 +17,10 @@ import numpy as np
 HERE = pathlib.Path(__file__).parent
 peft_reference = SimpleNamespace(**runpy.run_path(str(HERE / "peft_reference.py")))
 reference = peft_reference.reference
+makers = {
+    kind: runpy.run_path(str(HERE / f"make_{name}_goldens.py"))["torch_model"]
+    for kind, name in (("causal-lm", "causal"), ("seq2seq-lm", "seq2seq"))
+}
 
 
 def torch_base(case):
@@ -25,6 +29,8 @@ def torch_base(case):
     import transformers
 
     base = peft_reference.base_of(case)
+    if base.kind in makers:
+        return makers[base.kind](base)
     family = base.torch_class.removesuffix("ForSequenceClassification")
     fields = {k: v for k, v in reference.config_of(base).items() if k != "model_type"}
     model = getattr(transformers, base.torch_class)(
@@ -44,7 +50,8 @@ def fresh(case):
     model, shapes = torch_base(case)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        settings = getattr(peft, case.config)(task_type="SEQ_CLS", **case.settings)
+        task = peft_reference.TASKS[peft_reference.base_of(case).kind]
+        settings = getattr(peft, case.config)(task_type=task, **case.settings)
         model = peft.get_peft_model(model, settings)
         own = {k: tuple(v.shape) for k, v in peft.get_peft_model_state_dict(model).items()}
         drawn = {k: torch.from_numpy(v) for k, v in peft_reference.adapter(own).items()}
@@ -62,17 +69,15 @@ def torch_results(case):
     import torch
 
     model, shapes, own, config = fresh(case)
-    inputs = reference.inputs(peft_reference.base_of(case))
-    batch = {k: torch.from_numpy(v).long() for k, v in inputs.items()}
-    target = torch.from_numpy(peft_reference.labels(case)).long()
+    batch = {k: torch.from_numpy(v).long() for k, v in peft_reference.batch_of(case).items()}
     moving = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(moving, lr=peft_reference.RATE)
     with torch.no_grad():
-        logits = model(**batch).logits.numpy()
+        logits = peft_reference.kept(case, model(**batch).logits.numpy())
     losses = []
     for step in range(peft_reference.STEPS + 1):
-        loss = torch.nn.functional.cross_entropy(model(**batch).logits, target)
-        losses.append(float(loss))
+        loss = model(**batch).loss
+        losses.append(float(loss.detach()))
         if step < peft_reference.STEPS:
             optimizer.zero_grad()
             loss.backward()

@@ -1,6 +1,13 @@
-"""Torch's logits, losses, gradients and generated tokens are ours, for every encoder-decoder."""
+"""Torch's logits, losses, gradients and generated tokens are ours, for every encoder-decoder.
 
+On goldens without torch, and live.
+"""
+
+import functools
 import json
+import pathlib
+import runpy
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,198 +16,141 @@ import pytest
 
 from sftjax.core import flatten
 from sftjax.evaluate.generate import compile_generate
-from sftjax.evaluate.generate_settings import read_settings, settings_of
-from sftjax.hub import load, load_tokenizer, save
+from sftjax.evaluate.generate_settings import settings_of
+from sftjax.hub import load, save
 from sftjax.hub.names import place
 from sftjax.hub.seq2seq_names import SEQ2SEQ
 from sftjax.models import shift_right
+from sftjax.objectives import sequence_cross_entropy, sequence_to_sequence
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.torch
-
-T5 = {
-    "vocab_size": 40, "d_model": 64, "d_kv": 12, "d_ff": 96, "num_layers": 1, "num_heads": 4,
-    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12,
-    "decoder_start_token_id": 0,
-}  # fmt: skip
-BART = {
-    "vocab_size": 40, "d_model": 64, "encoder_layers": 1, "decoder_layers": 1,
-    "encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": 96,
-    "decoder_ffn_dim": 80, "max_position_embeddings": 32, "decoder_start_token_id": 2,
-}  # fmt: skip
-MARIAN = {"pad_token_id": 39, "eos_token_id": 0, "forced_eos_token_id": 0}
-CASES = {
-    "t5": ("T5", T5),
-    "t5-1.1": ("T5", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
-    "t5-gated-tied": ("T5", T5 | {"feed_forward_proj": "gated-silu", "num_decoder_layers": 2}),
-    "mt5": ("MT5", T5 | {"feed_forward_proj": "gated-gelu"}),
-    "bart": ("Bart", BART | {"scale_embedding": True}),
-    "mbart": ("MBart", BART | {"activation_function": "relu"}),
-    "pegasus": ("Pegasus", BART | {"scale_embedding": True, "decoder_start_token_id": 0}),
-    "marian": ("Marian", BART | MARIAN | {"activation_function": "swish"}),
-}
+HERE = pathlib.Path(__file__).parent
+seq2seq = SimpleNamespace(**runpy.run_path(str(HERE / "seq2seq_reference.py")))
+reference = seq2seq.reference
+TOLERANCE = {"atol": 2e-4, "rtol": 0}
+smoothed = jax.jit(functools.partial(sequence_cross_entropy, label_smoothing=0.1))
 
 
-def torch_model(name, scale=0.1, **more):
-    stem, fields = CASES[name]
-    torch.manual_seed(0)
-    suffix = "MTModel" if stem == "Marian" else "ForConditionalGeneration"
-    config = getattr(transformers, f"{stem}Config")(**fields, **more)
-    model = getattr(transformers, stem + suffix)(config).eval()
-    if name == "t5-1.1":  # version 5 ties this head in memory, whatever the config said
-        model.lm_head = torch.nn.Linear(64, 40, bias=False)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += scale * torch.randn_like(parameter)
-        if hasattr(model, "final_logits_bias"):
-            model.final_logits_bias += 0.3 * torch.randn_like(model.final_logits_bias)
-    return model
+@pytest.fixture(scope="module")
+def goldens():
+    with np.load(HERE / "seq2seq_goldens.npz") as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    return arrays | {name: json.loads(str(arrays[name])) for name in ("shapes", "settings")}
 
 
-def batch(length=20):
-    rng = np.random.default_rng(0)
-    ids, targets = (rng.integers(3, 38, (3, n)).astype(np.int32) for n in (length, 17))
-    mask, target_mask = np.ones_like(ids), np.ones_like(targets)
-    mask[1, 9:], mask[2, :4], target_mask[1, 7:] = 0, 0, 0
+@pytest.fixture(scope="module")
+def make():
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    return SimpleNamespace(**runpy.run_path(str(HERE / "make_seq2seq_goldens.py")))
+
+
+def ours(name, goldens, folder):
+    shapes = {tensor: tuple(shape) for tensor, shape in goldens["shapes"][name].items()}
+    return reference.ours(seq2seq.CASES[name], reference.weights(shapes), folder)
+
+
+def said(case):
+    """Return which logits count."""
+    return seq2seq.inputs(case)["decoder_attention_mask"] > 0
+
+
+def shifted(case, model):
+    """Return a batch that teaches the labels."""
+    labels = seq2seq.labels(case)
     return {
-        "input_ids": ids, "attention_mask": mask, "decoder_input_ids": targets,
-        "decoder_attention_mask": target_mask,
+        **seq2seq.inputs(case),
+        "decoder_input_ids": shift_right(labels, model.decoder_start_token_id, model.pad_token_id),
+        "labels": labels,
+        "loss_weights": (labels >= 0).astype(np.float32),
+    }
+
+
+def test_the_goldens_are_small_and_complete(goldens):
+    assert (HERE / "seq2seq_goldens.npz").stat().st_size < 100_000
+    kinds = [*seq2seq.CASES, *(f"{name}/loss" for name in seq2seq.CASES)]
+    assert goldens.keys() == {
+        "shapes", "settings", *kinds, *(f"written/{name}" for name in seq2seq.WRITTEN)
     }  # fmt: skip
 
 
-def tensors(arrays):
-    return {name: torch.from_numpy(np.array(array)).long() for name, array in arrays.items()}
+@pytest.mark.parametrize("name", seq2seq.CASES)
+def test_logits_and_loss(tmp_path, goldens, name):
+    case = seq2seq.CASES[name]
+    model, params = ours(name, goldens, tmp_path)
+    apply = jax.jit(model.apply)
+    logits = np.asarray(apply(params, seq2seq.inputs(case)))
+    count, expected = said(case), goldens[name]
+    assert np.abs(expected).max() > 0.4  # a flat output would agree with anything
+    np.testing.assert_allclose(logits[count], expected[count], **TOLERANCE)
+    taught = shifted(case, model)
+    labels, weights = taught.pop("labels"), taught.pop("loss_weights")
+    loss = smoothed(apply(params, taught), labels, weights)
+    assert float(loss.mean) == pytest.approx(float(goldens[f"{name}/loss"]), abs=2e-5)
 
 
-def logits_of(model, arrays):
-    with torch.no_grad():
-        return model(**tensors(arrays)).logits.numpy()
+@pytest.mark.parametrize("name", seq2seq.WRITTEN)
+def test_generated_tokens(tmp_path, goldens, name):
+    about, asked = seq2seq.WRITTEN[name]
+    model, params = ours(about, goldens, tmp_path)
+    settings = settings_of(goldens["settings"][name] | asked, max_new_tokens=seq2seq.ROOM)
+    out = compile_generate(model.decoder, settings)(params, seq2seq.sources(seq2seq.CASES[about]))
+    written = goldens[f"written/{name}"].tolist()
+    for row, length, expected in zip(out.tokens, out.lengths, written, strict=True):
+        ends = [i for i, token in enumerate(expected) if token in settings.eos_token_id]
+        expected = expected[: ends[0] + 1] if ends else expected
+        assert row[: int(length)].tolist() == expected
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_logits_there_and_back_again(tmp_path, name):
-    theirs = torch_model(name)
+@pytest.mark.torch
+@pytest.mark.parametrize("name", seq2seq.CASES)
+def test_live_and_there_and_back_again(tmp_path, goldens, make, name):
+    case = seq2seq.CASES[name]
+    _, logits, loss = make.torch_results(case)
+    np.testing.assert_allclose(goldens[name], logits, atol=1e-5, rtol=0)  # goldens are not stale
+    np.testing.assert_allclose(goldens[f"{name}/loss"], loss, rtol=1e-5)
+    theirs, _ = make.torch_model(case)
     theirs.save_pretrained(tmp_path / "torch")
     model, params, report = load(tmp_path / "torch")
-    expected, count = logits_of(theirs, batch()), batch()["decoder_attention_mask"] > 0
-    assert np.abs(expected).max() > 1
-    ours = np.asarray(jax.jit(model.apply)(params, batch()))
-    np.testing.assert_allclose(ours[count], expected[count], atol=2e-4, rtol=0)
+    apply, batch, count = jax.jit(model.apply), seq2seq.inputs(case), said(case)
     changed = jax.tree.map(lambda leaf: leaf * 1.01, params)
     for saved, weights in (("same", params), ("changed", changed)):
         folder = save(tmp_path / saved, model, weights, report=report)
         again, info = type(theirs).from_pretrained(folder, output_loading_info=True)
         assert not any(info.values()), info
-        same = np.asarray(jax.jit(model.apply)(weights, batch()))
-        np.testing.assert_allclose(
-            same[count], logits_of(again.eval(), batch())[count], atol=2e-4, rtol=0
-        )
+        found = make.logits_of(again.eval(), batch)
+        np.testing.assert_allclose(np.asarray(apply(weights, batch))[count], found[count],
+                                   **TOLERANCE)  # fmt: skip
+    assert np.abs(found[count] - logits[count]).max() > 1e-3
     assert (tmp_path / "same" / "generation_config.json").is_file()
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("name", seq2seq.WRITTEN)
+def test_what_torch_writes_is_what_the_goldens_say(goldens, make, name):
+    np.testing.assert_array_equal(make.written(name)[0], goldens[f"written/{name}"])
+
+
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["t5", "bart"])
-def test_loss_and_gradients_of_a_ragged_batch(tmp_path, name):
-    theirs = torch_model(name)
-    theirs.save_pretrained(tmp_path)
-    model, params, _ = load(tmp_path)
-    arrays = batch()
-    labels = np.where(arrays["decoder_attention_mask"], arrays["decoder_input_ids"], -100)
-    pad = theirs.config.pad_token_id
-    arrays = {name: arrays[name] for name in ("input_ids", "attention_mask")}
-    logits = theirs(**tensors(arrays), labels=torch.from_numpy(labels).long()).logits
-    expected = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), torch.from_numpy(labels).long().flatten(), label_smoothing=0.1
-    )
-    expected.backward()
-
-    def loss(params):
-        targets = shift_right(jnp.asarray(labels), model.decoder_start_token_id, pad)
-        likely = jax.nn.log_softmax(model.apply(params, {**arrays, "decoder_input_ids": targets}))
-        one = jnp.take_along_axis(likely, jnp.maximum(labels, 0)[..., None], -1)[..., 0]
-        counts = labels >= 0
-        return -jnp.sum(jnp.where(counts, 0.9 * one + 0.1 * likely.mean(-1), 0)) / counts.sum()
-
-    ours, gradients = jax.jit(jax.value_and_grad(loss))(params)
-    assert float(ours) == pytest.approx(expected.item(), abs=2e-5)
+def test_gradients_of_a_ragged_batch(tmp_path, goldens, make, name):
+    torch = pytest.importorskip("torch")
+    case = seq2seq.CASES[name]
+    theirs, _ = make.torch_model(case)
+    model, params = ours(name, goldens, tmp_path)
+    batch, labels = shifted(case, model), torch.from_numpy(seq2seq.labels(case)).long()
+    source = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits = theirs(**make.tensors(source), labels=labels).logits
+    torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1
+    ).backward()
+    objective = sequence_to_sequence(model.apply, label_smoothing=0.1)
+    gradients = jax.jit(jax.grad(lambda p: objective(p, {}, batch, None)[0].mean))(params)
     named = dict(theirs.named_parameters())
     for path, gradient in flatten(gradients).items():
         spot = place(SEQ2SEQ[model.family], path)
         if spot.tensor in named:  # torch does not train final_logits_bias
             there = named[spot.tensor].grad.numpy()
             np.testing.assert_allclose(spot.theirs(np.asarray(gradient)), there, atol=2e-4)
-
-
-GENERATION = [
-    ("t5-1.1", {}),
-    ("t5-1.1", {"num_beams": 4}),
-    ("t5-1.1", {"num_beams": 4, "early_stopping": True, "length_penalty": 2.0,
-                "no_repeat_ngram_size": 2, "min_new_tokens": 5}),
-    ("t5-1.1", {"num_beams": 3, "early_stopping": "never", "length_penalty": 0.5,
-                "eos_token_id": [1, 5, 9]}),
-    ("t5-1.1", {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3, "min_length": 4,
-                "forced_bos_token_id": 7, "forced_eos_token_id": 1, "bad_words_ids": [[4]]}),
-    ("bart", {"num_beams": 4, "forced_bos_token_id": 3}),
-    ("marian", {"num_beams": 2}),
-    ("pegasus", {}),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("name", "asked"), GENERATION, ids=lambda x: x if isinstance(x, str) else ""
-)
-def test_generated_tokens(tmp_path, name, asked):
-    theirs = torch_model(name, scale=0.3)
-    theirs.save_pretrained(tmp_path)
-    model, params, _ = load(tmp_path)
-    fields = json.loads((tmp_path / "generation_config.json").read_text())
-    settings = settings_of(fields | asked, max_new_tokens=12)
-    arrays = {name: batch(9)[name] for name in ("input_ids", "attention_mask")}
-    with torch.no_grad():
-        whole = theirs.generate(**tensors(arrays), do_sample=False, max_new_tokens=12, **asked)
-    out = compile_generate(model.decoder, settings)(params, arrays)
-    for row, length, expected in zip(out.tokens, out.lengths, whole[:, 1:].tolist(), strict=True):
-        ends = [i for i, token in enumerate(expected) if token in settings.eos_token_id]
-        expected = expected[: ends[0] + 1] if ends else expected
-        assert row[: int(length)].tolist() == expected
-
-
-TEXTS = (
-    "Translate English to German: The house is wonderful.",
-    "Translate English to French: I have two brothers and a sister.",
-    "What is the capital of Germany?",
-    "Is this review positive or negative? I would not watch this film again.",
-    "summarize: The committee met on Monday to discuss the budget for the coming year. After four "
-    "hours it had agreed on nothing but the date of the next meeting.",
-    "summarize: A storm brought down trees across the north of the county last night, and about "
-    "two thousand homes were without power this morning.",
-    "Write a title: user asks how to sort a list of dictionaries by two keys in Python",
-    "Write a title: the build fails on the second machine because a header file is missing",
-)
-
-
-@pytest.mark.assets
-@pytest.mark.parametrize("beams", [1, 4])
-def test_the_real_model_computes_and_writes_the_same(flan_t5, beams):
-    theirs = transformers.T5ForConditionalGeneration.from_pretrained(flan_t5).eval()
-    model, params, report = load(flan_t5)
-    assert report.new == ()
-    encoded = [one.ids for one in load_tokenizer(flan_t5).encode(TEXTS)]
-    ids, mask = np.zeros((2, len(TEXTS), 48), np.int32)
-    for row, one in enumerate(encoded):
-        ids[row, : len(one)], mask[row, : len(one)] = one, 1
-    arrays = {"input_ids": ids, "attention_mask": mask}
-    if beams == 1:
-        targets = {"decoder_input_ids": np.concatenate([0 * ids[:, :1], ids[:, :7]], 1)}
-        ours = np.asarray(jax.jit(model.apply)(params, arrays | targets))
-        assert np.abs(ours - logits_of(theirs, arrays | targets)).max() <= 2e-4
-    settings = read_settings(flan_t5, num_beams=beams, max_new_tokens=16)
-    out = compile_generate(model.decoder, settings)(params, arrays)
-    with torch.no_grad():
-        whole = theirs.generate(
-            **tensors(arrays), num_beams=beams, max_new_tokens=16, do_sample=False
-        )
-    for row, length, expected in zip(out.tokens, out.lengths, whole[:, 1:].tolist(), strict=True):
-        assert row[: int(length)].tolist() == expected[: int(length)]
-        assert set(expected[int(length) :]) <= {0, 1}
+        else:
+            assert path == "final_logits_bias"
+            assert jnp.abs(gradient).max() > 0

@@ -87,6 +87,12 @@ class Command:
         """Start it and leave it running."""
         command = [sys.executable, "-m", "sftjax.cli", *options, "--output-dir", str(folder)]
         one_device = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        # The runs that a test compares compile the same programs: once, like every other test's.
+        for name in (
+            "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
+            "jax_persistent_cache_min_entry_size_bytes",
+        ):  # fmt: skip
+            one_device.setdefault(name.upper(), str(getattr(jax.config, name)))
         quiet = subprocess.DEVNULL
         return subprocess.Popen(command, stdout=quiet, stderr=quiet, env=one_device)
 

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import math
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
 from sftjax.data import PackedPairs, PairBatches
-from sftjax.hub import load, load_tokenizer, save
+from sftjax.hub import load, load_adapter, load_tokenizer, save
 from sftjax.models import Head, build, encoder_apart
 from sftjax.objectives import sequence_to_sequence
 from sftjax.recipes.finetune import finetune
@@ -141,6 +143,38 @@ def test_the_saved_model_writes(finished):
     beams = {"num_beams": 2, "max_new_tokens": 6}
     generate_text(Generate(str(folder), data=str(data), output=out, **beams), said.append)
     assert "blue hat" in json.loads(out.read_text())["generated"]
+
+
+def test_an_adapter_beside_a_quantized_base_learns_of_a_teacher_is_saved_and_writes(
+    finished, tiny_t5, colours, tmp_path
+):
+    teacher = str(finished[0] / "model")
+    training = {"adapter": ("lora:r=4",), "quantize": "nf4", "train": (), "eval_steps": 40}
+    run = job(
+        tiny_t5, colours, tmp_path / "a", steps=40, test_rows=8, training=training, teacher=teacher
+    )  # fmt: skip
+    said = []
+    found = summarize(run, said.append)
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(load(tiny_t5).params))
+    assert f"all params: {size + found.tuned.description.rows[0].parameters:,}" in "\n".join(said)
+    folder, text = tmp_path / "a", ("the cat was red .", "the hat was blue here and there .")
+    learned = [entry["teacher"] for entry in found.tuned.fit.history if "teacher" in entry]
+    assert learned[0] > 0
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert config["task_type"] == "SEQ_2_SEQ_LM"
+    assert config["base_model_name_or_path"] == str(tiny_t5)
+    assert "PEFT's layout" in (folder / "report.md").read_text()
+    # Beside the whole base, as in PEFT: what the base lost by its bits is not in the folder.
+    job_of = partial(Generate, text=text, max_new_tokens=6, base=str(tiny_t5))
+    written = generate_text(job_of(str(folder / "adapter")), said.append)
+    loaded = load_adapter(folder / "adapter", *load(tiny_t5)[:2])
+    model, merged = load(tiny_t5).model, loaded.merged()
+    save(tmp_path / "merged", model, merged, report=load(tiny_t5).report)
+    assert written == generate_text(
+        Generate(str(tmp_path / "merged"), text=text, max_new_tokens=6), said.append
+    )
+    with pytest.raises(ValueError, match="--base is of an adapter"):
+        generate_text(job_of(str(folder / "model")), said.append)
 
 
 @pytest.fixture(scope="module")
