@@ -1,4 +1,4 @@
-"""The command line: `sftjax classify`, `summarize`, `chat`, `compare`, `predict` and more."""
+"""The command line: `sftjax classify`, `images`, `summarize`, `chat`, `predict` and more."""
 
 import sys
 from typing import Annotated
@@ -11,6 +11,8 @@ from sftjax.recipes.classify import Classify, classify
 from sftjax.recipes.compare import Compare, compare
 from sftjax.recipes.demo import Demo, demo
 from sftjax.recipes.generate import Generate, generate_text
+from sftjax.recipes.images import images
+from sftjax.recipes.images_job import TuneImages
 from sftjax.recipes.inspect import Inspect, inspect
 from sftjax.recipes.merge import Merge, merge
 from sftjax.recipes.predict import Predict, predict_text
@@ -21,6 +23,7 @@ from sftjax.train import keep_freed_memory
 
 Command = (
     Annotated[Classify, tyro.conf.subcommand("classify")]
+    | Annotated[TuneImages, tyro.conf.subcommand("images")]
     | Annotated[TuneChat, tyro.conf.subcommand("chat")]
     | Annotated[Talk, tyro.conf.subcommand("talk")]
     | Annotated[Summarize, tyro.conf.subcommand("summarize")]
@@ -47,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         match job:
             case Classify():
                 classify(job)
+            case TuneImages():
+                images(job)
             case TuneChat():
                 chat(job)
             case Talk():

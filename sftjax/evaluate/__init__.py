@@ -57,6 +57,7 @@ from sftjax.evaluate.patchcore import (
     patch_features,
     picture_scores,
 )
+from sftjax.evaluate.picture_plots import confusion, gallery, score_histogram
 from sftjax.evaluate.plots import domains, loss_curve, moved_per_block, reliability
 from sftjax.evaluate.predict import predict
 from sftjax.evaluate.ranking import (
@@ -162,6 +163,7 @@ __all__ = [
     "cohen_kappa",
     "compile_generate",
     "compile_stream",
+    "confusion",
     "confusion_matrix",
     "copied",
     "coverage",
@@ -183,6 +185,7 @@ __all__ = [
     "fit_neighbours",
     "fit_temperature",
     "fit_vector",
+    "gallery",
     "generate",
     "grad_cam",
     "kl_divergence",
@@ -232,6 +235,7 @@ __all__ = [
     "rmse",
     "rouge",
     "same_group_retrieval",
+    "score_histogram",
     "sensitivity_at_specificity",
     "sentences",
     "settings_of",

@@ -12,6 +12,7 @@ from jax import Array
 
 from sftjax.anchor import adamw
 from sftjax.core import PyTree, count, flatten, holes, map_with_path, partition
+from sftjax.recipes.images_job import TuneImages
 from sftjax.recipes.plan import Plan
 from sftjax.recipes.prepare import Classify, Prepared
 from sftjax.recipes.progress import progress
@@ -43,7 +44,7 @@ UNWEIGHED = Weighing(0.0, 0.0, 0.0)
 
 
 def fit_runs(
-    job: Classify,
+    job: Classify | TuneImages,
     runs: list[dict[str, float]],
     plans: list[Plan],
     parts: Any,
