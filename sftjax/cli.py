@@ -10,6 +10,8 @@ from sftjax.recipes.chat_job import TuneChat
 from sftjax.recipes.classify import Classify, classify
 from sftjax.recipes.compare import Compare, compare
 from sftjax.recipes.demo import Demo, demo
+from sftjax.recipes.diagnose import diagnose
+from sftjax.recipes.diagnose_job import Diagnose
 from sftjax.recipes.generate import Generate, generate_text
 from sftjax.recipes.images import images
 from sftjax.recipes.images_job import TuneImages
@@ -24,6 +26,7 @@ from sftjax.train import keep_freed_memory
 Command = (
     Annotated[Classify, tyro.conf.subcommand("classify")]
     | Annotated[TuneImages, tyro.conf.subcommand("images")]
+    | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
     | Annotated[TuneChat, tyro.conf.subcommand("chat")]
     | Annotated[Talk, tyro.conf.subcommand("talk")]
     | Annotated[Summarize, tyro.conf.subcommand("summarize")]
@@ -50,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         match job:
             case Classify():
                 classify(job)
+            case Diagnose():
+                diagnose(job)
             case TuneImages():
                 images(job)
             case TuneChat():

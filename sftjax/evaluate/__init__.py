@@ -57,7 +57,7 @@ from sftjax.evaluate.patchcore import (
     patch_features,
     picture_scores,
 )
-from sftjax.evaluate.picture_plots import confusion, gallery, score_histogram
+from sftjax.evaluate.picture_plots import confusion, gallery, roc_curves, score_histogram
 from sftjax.evaluate.plots import domains, loss_curve, moved_per_block, reliability
 from sftjax.evaluate.predict import predict
 from sftjax.evaluate.ranking import (
@@ -81,6 +81,7 @@ from sftjax.evaluate.screening import (
     Threshold,
     at_threshold,
     choose_threshold,
+    roc_curve,
     sensitivity_at_specificity,
     specificity_at_sensitivity,
 )
@@ -233,6 +234,8 @@ __all__ = [
     "reliability",
     "retention",
     "rmse",
+    "roc_curve",
+    "roc_curves",
     "rouge",
     "same_group_retrieval",
     "score_histogram",

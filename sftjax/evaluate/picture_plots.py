@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sftjax.evaluate.classification import confusion_matrix
-from sftjax.evaluate.figure import COLOURS, INK, figure, head, save, tidy
+from sftjax.evaluate.figure import COLOURS, INK, MARKERS, QUIET, figure, head, save, tidy
+from sftjax.evaluate.ranking import auroc
+from sftjax.evaluate.screening import roc_curve
 
 
 def confusion(
@@ -112,6 +114,50 @@ def gallery(
         axis.set_title(words, fontsize=7.5, color=INK)
     if title:
         drawing.suptitle(title, fontsize=11, fontweight="bold", color=INK)
+    return save(drawing, path)
+
+
+def roc_curves(
+    scores: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    path: str | os.PathLike[str],
+    *,
+    thresholds: Mapping[str, float] | None = None,
+    title: str = "Found against spared",
+) -> Path:
+    """Draw sensitivity against specificity of each class, and where its threshold is.
+
+    Args:
+      scores: class -> `(scores, whether the row is of the class)`, at most seven classes.
+      path: file to write.
+      thresholds: class -> the threshold that is used.
+      title: above the picture.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     roc_curves({"ill": ([0.1, 0.9], [0, 1])}, folder + "/a.png").name
+    'a.png'
+    """
+    drawing = figure(5.6, 5.4)
+    axis = drawing.subplots()
+    axis.plot([0, 1], [1, 0], color=QUIET, lw=1, ls=(0, (4, 3)), label="chance")
+    for number, (name, (values, truth)) in enumerate(scores.items()):
+        cuts, found, spared = roc_curve(values, truth)
+        axis.plot(
+            spared, found, color=COLOURS[number], lw=1.8,
+            label=f"{name} (AUROC {auroc(values, truth):.3f})", clip_on=False,
+        )  # fmt: skip
+        if thresholds and name in thresholds:
+            at = int(np.searchsorted(-cuts, -thresholds[name], side="right")) - 1
+            axis.plot(
+                spared[max(at, 0)], found[max(at, 0)], color=COLOURS[number],
+                marker=MARKERS[number], ms=8, mec="white", clip_on=False, zorder=5,
+            )  # fmt: skip
+    axis.set(
+        xlim=(1, 0), ylim=(0, 1), xlabel="specificity (share of the others left alone)",
+        ylabel="sensitivity (share of the class found)",
+    )  # fmt: skip
+    tidy(axis, grid="both")
+    head(drawing, axis, title)
     return save(drawing, path)
 
 

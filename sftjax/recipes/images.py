@@ -91,7 +91,7 @@ def _write(ready: PreparedImages, ran: Ran) -> None:
     job, folder, rows = ready.job, ready.job.output_dir, ready.parts["evaluation"]
     adapted = write_model(job, ready.run, ran)
     write_numbers(folder, ran, corrupt=corrupt_of(ready))
-    wrong = write_pictures(folder, ran.outputs, rows)
+    wrong = write_pictures(folder, ran.outputs, rows) > 1
     text = [
         *opening(job, ran),
         *about(ready),
@@ -108,15 +108,25 @@ def _write(ready: PreparedImages, ran: Ran) -> None:
 
 
 def write_pictures(folder: pathlib.Path, outputs: np.ndarray, rows: PictureRows) -> int:
-    """Write predictions.csv and the plots of what was predicted; return how many were wrong."""
+    """Write predictions.csv and the plots of what was predicted; return how many plots."""
     assert rows.labels is not None
     labels, names = np.asarray(rows.labels.values), rows.labels.names
     numbers = [int(row) for row in np.asarray(rows.table.rows)] or range(1, len(outputs) + 1)
     write_predictions(folder / "predictions.csv", numbers, outputs, labels, names)
+    reliability(softmax(outputs), labels, folder / "plots" / "reliability.png")
+    return len(confusion_and_mistakes(folder, outputs, rows))
+
+
+def confusion_and_mistakes(
+    folder: pathlib.Path, outputs: np.ndarray, rows: PictureRows
+) -> list[tuple[str, str]]:
+    """Draw which class is taken for which, and mistakes; return `(file, what it shows)` of each."""
+    assert rows.labels is not None
+    labels, names = np.asarray(rows.labels.values), rows.labels.names
     probabilities = softmax(outputs)
     predicted = probabilities.argmax(1)
     confusion(predicted, labels, names, folder / "plots" / "confusion.png")
-    reliability(probabilities, labels, folder / "plots" / "reliability.png")
+    done = [("confusion", "which class is taken for which")]
     wrong = np.flatnonzero(predicted != labels)
     if len(wrong):
         worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:12]
@@ -130,10 +140,11 @@ def write_pictures(folder: pathlib.Path, outputs: np.ndarray, rows: PictureRows)
             folder / "plots" / "mistakes.png",
             title=f"The most confident of {len(wrong):,} mistakes",
         )
-    return len(wrong)
+        done.append(("mistakes", "the most confident mistakes"))
+    return done
 
 
-def class_tables(outputs: np.ndarray, rows: PictureRows, wrong: int) -> list[str]:
+def class_tables(outputs: np.ndarray, rows: PictureRows, wrong: bool) -> list[str]:
     """Return the report's section on each class."""
     assert rows.labels is not None
     found = per_class(outputs.argmax(1), np.asarray(rows.labels.values), len(rows.labels.names))

@@ -19,7 +19,7 @@ from sftjax.recipes.keeping import Keeper
 from sftjax.recipes.plan import told
 from sftjax.recipes.prepare import Classify, Prepared
 from sftjax.recipes.run_folder import write_json
-from sftjax.recipes.scoring import Scorer
+from sftjax.recipes.scoring import Run, Scorer
 from sftjax.recipes.streams import Batched, Stream, in_order, shuffled
 from sftjax.recipes.training import Training, Tuned
 from sftjax.recipes.worn import Worn, told_of, trained_beside, wear
@@ -39,7 +39,8 @@ class Ran(NamedTuple):
     """On the evaluation rows, `eval_*`, with 95 % bootstrap intervals."""
     retention: Retention | None
     """None where nothing was pretrained."""
-    scorer: Scorer
+    run: Run
+    """`(params, batch) -> logits`, compiled."""
 
 
 def carry_out(
@@ -61,8 +62,9 @@ def carry_out(
     for text in told_of(worn, params):
         tell(text)
     logits = worn.beside(model.apply)
+    compiled = jax.jit(lambda params, batch: logits(params, batch, None))
     scorer = Scorer(
-        jax.jit(lambda params, batch: logits(params, batch, None)),
+        compiled,
         run.evaluation,
         run.task,
         in_order(run.evaluation, job.per_device_eval_batch_size),
@@ -91,7 +93,7 @@ def carry_out(
     if set(run.new) < set(flatten(params)) - set(statistics_of(params)):
         keeper = Keeper(model, params, run.new, run.reference, group=run.group)
         held = keeper.kept(tuned.params, worn=worn)
-    return Ran(worn, tuned, outputs, found, held, scorer)
+    return Ran(worn, tuned, outputs, found, held, compiled)
 
 
 def write_model(job: Job, run: Prepared, ran: Ran, **card: Any) -> list[str]:
@@ -149,7 +151,7 @@ def write_numbers(folder: pathlib.Path, ran: Ran, **more: Any) -> None:
     """Write metrics.json and the pictures of training and of what moved."""
     tuned, held = ran.tuned, ran.retention
     loss_curve(tuned.fit.history, folder / "plots" / "loss.png")
-    if held is not None and any(row.scalars for row in held.moved):
+    if held is not None and held.whole.distance > 0:
         moved_per_block({"fine-tuned": held.moved}, folder / "plots" / "moved.png")
     kept = {} if held is None else {"moved": held.moved, "retention": held.rows()}
     write_json(
@@ -186,7 +188,7 @@ def closing(ran: Ran, adapted: list[str]) -> list[str]:
     lines += ["## What moved", f"```\n{ran.tuned.description}\n```"]
     if ran.retention is not None:
         lines += ["## What was kept", f"```\n{ran.retention}\n```"]
-        if any(row.scalars for row in ran.retention.moved):
+        if ran.retention.whole.distance > 0:
             lines.append("![moved](plots/moved.png)")
     return [*lines, "## Training", "![loss](plots/loss.png)"]
 
