@@ -5,6 +5,8 @@ from typing import Annotated
 
 import tyro
 
+from sftjax.recipes.anomaly import anomaly
+from sftjax.recipes.anomaly_job import Anomaly
 from sftjax.recipes.chat import chat
 from sftjax.recipes.chat_job import TuneChat
 from sftjax.recipes.classify import Classify, classify
@@ -17,7 +19,8 @@ from sftjax.recipes.images import images
 from sftjax.recipes.images_job import TuneImages
 from sftjax.recipes.inspect import Inspect, inspect
 from sftjax.recipes.merge import Merge, merge
-from sftjax.recipes.predict import Predict, predict_text
+from sftjax.recipes.predict import predict_rows
+from sftjax.recipes.predict_job import Predict
 from sftjax.recipes.summarize import summarize
 from sftjax.recipes.summarize_job import Summarize
 from sftjax.recipes.talk import Talk, talk
@@ -27,6 +30,7 @@ Command = (
     Annotated[Classify, tyro.conf.subcommand("classify")]
     | Annotated[TuneImages, tyro.conf.subcommand("images")]
     | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
+    | Annotated[Anomaly, tyro.conf.subcommand("anomaly")]
     | Annotated[TuneChat, tyro.conf.subcommand("chat")]
     | Annotated[Talk, tyro.conf.subcommand("talk")]
     | Annotated[Summarize, tyro.conf.subcommand("summarize")]
@@ -53,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         match job:
             case Classify():
                 classify(job)
+            case Anomaly():
+                anomaly(job)
             case Diagnose():
                 diagnose(job)
             case TuneImages():
@@ -70,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
             case Merge():
                 merge(job)
             case Predict():
-                predict_text(job)
+                predict_rows(job)
             case Inspect():
                 print(inspect(job))
             case Demo():

@@ -122,7 +122,7 @@ def roc_curves(
     path: str | os.PathLike[str],
     *,
     thresholds: Mapping[str, float] | None = None,
-    title: str = "Found against spared",
+    title: str = "Sensitivity against specificity; marked: the thresholds",
 ) -> Path:
     """Draw sensitivity against specificity of each class, and where its threshold is.
 

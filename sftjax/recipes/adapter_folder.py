@@ -23,8 +23,9 @@ from sftjax.hub import (
     why_not_peft,
     write_tensor_file,
 )
-from sftjax.models import CausalModel, Head, TextEncoder
+from sftjax.models import CausalModel, Head, ImageModel, TextEncoder
 from sftjax.objectives import Apply
+from sftjax.recipes.image_models import load_images_model
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.text_models import load_encoder
 
@@ -35,7 +36,7 @@ PEFTS, PEFT_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 class Adapted(NamedTuple):
     """A base and the adapter that was loaded beside it."""
 
-    model: TextEncoder
+    model: TextEncoder | ImageModel
     apply: Apply
     params: PyTree
     report: LoadReport
@@ -44,7 +45,7 @@ class Adapted(NamedTuple):
 
 def save_adapted(
     folder: pathlib.Path,
-    model: TextEncoder | CausalModel,
+    model: TextEncoder | ImageModel | CausalModel,
     params: Any,
     plan: Plan,
     *,
@@ -130,7 +131,8 @@ def load_adapted(folder: str, base: str | None = None) -> Adapted:
     labels = about["labels"] if ours else json.loads(about["labels"])
     head = Head(about["head"], tuple(labels), about["problem_type"])
     try:
-        model, params, report = load_encoder(where, head=head)
+        load = load_images_model if head.kind == "image" else load_encoder
+        model, params, report, *_ = load(where, head=head)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"the base of {folder} is not at {where}; say where it is with --base ({error})"

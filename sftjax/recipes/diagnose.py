@@ -1,6 +1,7 @@
 """Fine-tune on medical pictures, and say what the result is worth: for research, not for patients.
 
-sftjax diagnose --model asset:efficientnet-lite0 --data scans.csv --group patient --output-dir runs/d
+sftjax diagnose --model asset:efficientnet-lite0 --data scans.csv --group patient \\
+    --output-dir runs/d
 
 Patients are kept apart in four parts: training; validation, which picks the weights, calibrates
 them and sets the thresholds; calibration, for prediction sets; and test, which is only measured.
@@ -15,6 +16,7 @@ import numpy as np
 
 from sftjax.core import PyTree
 from sftjax.evaluate import Interval, overlays, predict, reliability, roc_curves, softmax
+from sftjax.hub import Data
 from sftjax.objectives import effective_number_weights
 from sftjax.recipes.diagnose_job import Diagnose
 from sftjax.recipes.diagnose_report import WARNING, card_notes, report_of
@@ -22,7 +24,14 @@ from sftjax.recipes.images import confusion_and_mistakes
 from sftjax.recipes.judging import Judge, fit_judge, save_judge
 from sftjax.recipes.looking import looks
 from sftjax.recipes.measuring import Measured, measure
-from sftjax.recipes.one_run import Ran, card_metrics, carry_out, write_model, write_numbers
+from sftjax.recipes.one_run import (
+    Ran,
+    card_metrics,
+    carry_out,
+    named,
+    write_model,
+    write_numbers,
+)
 from sftjax.recipes.picture_rows import ALONE, PictureRows
 from sftjax.recipes.prepare_images import PreparedImages, prepare_images
 from sftjax.recipes.run_folder import write_text
@@ -86,9 +95,9 @@ def diagnose(job: Diagnose, tell: Callable[[str], None] = print) -> Diagnosed | 
     pairs = {name: (z, _labels(ready.parts[name])) for name, z in logits.items()}
     names = ready.loaded.model.head.labels
     judge, said = fit_judge(
-        names, pairs["validation"], pairs["calibration"], prior=_prior(job, ready), calibrate=job.calibrate,
-        wanted=wanted, rule=job.threshold, at_least=job.at_least, method=job.conformal,
-        alpha=job.alpha,
+        names, pairs["validation"], pairs["calibration"], prior=_prior(job, ready),
+        calibrate=job.calibrate, wanted=wanted, rule=job.threshold, at_least=job.at_least,
+        method=job.conformal, alpha=job.alpha,
     )  # fmt: skip
     for text in said:
         tell(text)
@@ -181,7 +190,11 @@ def _saliency(
         pixels,
         maps,
         plots / "saliency.png",
-        titles=[f"{names[labels[row]]}, taken for {names[chosen[row]]}" for row in order],
+        titles=[
+            names[labels[row]]
+            + (", found" if chosen[row] == labels[row] else f", taken for {names[chosen[row]]}")
+            for row in order
+        ],
         title=how,
     )
     return "saliency", f"{how}: where the model looks, which is no proof of why"
@@ -200,7 +213,10 @@ def _write(
     adapted = write_model(
         ready.job, ready.run, ran,
         title=f"{pathlib.Path(job.data).name} by {pathlib.Path(job.model).name} (research only)",
-        metrics=card_metrics(measured.metrics, "test"),
+        data=tuple(Data(named(part.table.name), part.size, n) for n, part in ready.parts.items()),
+        metrics=card_metrics(
+            {n: v for n, v in measured.metrics.items() if not n.endswith(" before")}, "test"
+        ),
         notes=card_notes(job, ready, judge, measured, said),
         interval=f"95 % bootstrap interval over {measured.over}",
     )  # fmt: skip

@@ -23,6 +23,10 @@ class LoadedImages(NamedTuple):
     processor: Processor
 
 
+BESIDE = {"dinov2-small": ("decoder/**",)}
+"""Asset -> its tensors that are of another model: the decoder of its package."""
+
+
 def folder_of(name: str) -> str:
     """Return where a model is: `asset:NAME` is fetched, anything else stands for itself.
 
@@ -65,7 +69,8 @@ def load_images_model(
       ValueError: if the checkpoint is no model of images, or says nothing of how pictures are
         prepared and no size is given.
     """
-    how: dict[str, Any] = {"head": head, "key": key, "quantize": quantize}
+    ignore = BESIDE.get(name.removeprefix("asset:"), ())
+    how: dict[str, Any] = {"head": head, "key": key, "quantize": quantize, "ignore": ignore}
     if dtype is not None:
         how["dtype"] = dtype
     folder = folder_of(name)

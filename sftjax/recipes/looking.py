@@ -9,7 +9,7 @@ from sftjax.evaluate import as_grid, attention_rollout, grad_cam
 from sftjax.models import ImageModel, split
 from sftjax.models.image_model import IMAGE_FAMILIES
 
-FINE = 6
+FINE = 4
 """Places along a side that a map must have for Grad-CAM to show anything."""
 
 

@@ -100,8 +100,8 @@ def measure(
     take({"nll": nll}, logs)
     take({"brier": brier, "ece": ece, "ece_equal_mass": ece_equal_mass}, p)
     before = softmax(z + judge.prior)
-    take({"nll before calibration": nll}, np.log(np.maximum(before, 1e-300)))
-    take({"brier before calibration": brier, "ece before calibration": ece}, before)
+    take({"nll before": nll}, np.log(np.maximum(before, 1e-300)))
+    take({"brier before": brier, "ece before": ece}, before)
     members = np.ones_like(p, bool)
     if judge.conformal is not None:
         members = judge.conformal.sets(p)

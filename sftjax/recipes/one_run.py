@@ -129,13 +129,23 @@ def card_fields(job: Job, run: Prepared, ran: Ran) -> dict[str, Any]:
     train, evaluation = run.train, run.evaluation
     return {
         "data": (
-            Data(train.table.name, train.size, "train"),
-            Data(evaluation.table.name, evaluation.size, "evaluation"),
+            Data(named(train.table.name), train.size, "train"),
+            Data(named(evaluation.table.name), evaluation.size, "evaluation"),
         ),
         "metrics": card_metrics(ran.metrics),
         "settings": dataclasses.asdict(job.training),
         **_training_facts(ran.tuned, job.training),
     }
+
+
+def named(source: str) -> str:
+    """Return a data set's name for a card: a path of this machine means nothing elsewhere.
+
+    >>> named("/data/blood"), named("tfds:fashion_mnist")
+    ('blood', 'tfds:fashion_mnist')
+    """
+    path = pathlib.Path(source)
+    return path.name if path.is_absolute() else source
 
 
 def card_metrics(found: dict[str, Interval | float], on: str = "evaluation") -> tuple[Metric, ...]:

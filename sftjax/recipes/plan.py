@@ -179,11 +179,7 @@ def told(training: Training, strength: float, leaves: int) -> str:
     """
     name, own = parse(training.anchor)
     dose = training.dose if own is None else own
-    if (
-        (training.adapter and not training.anchor and not leaves)
-        or name == "none"
-        or (METHODS[name].dosed and not dose)
-    ):
+    if (not training.anchor and not leaves) or name == "none" or (METHODS[name].dosed and not dose):
         return ""
     words = [METHODS[name].title]
     if name in ("l2-sp", "ewc"):

@@ -1,0 +1,372 @@
+"""Learn what is normal from pictures of it, and say which others are strange, and where.
+
+sftjax anomaly --model asset:dinov2-small --data cells/ --normal RBC --output-dir runs/strange
+
+Detectors are fitted on some normal pictures, the threshold is set on others, and what is measured
+is measured on others again; no picture of an anomaly is ever fitted on.
+"""
+
+import csv
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sftjax.data import Table, hold_out, image_splits, load_images, read_images, refuse_leaks
+from sftjax.data.holdout import permutation
+from sftjax.data.images import Images
+from sftjax.evaluate import (
+    Interval,
+    auroc,
+    average_precision,
+    gallery,
+    overlays,
+    score_histogram,
+    table_markdown,
+    with_intervals,
+)
+from sftjax.hub import write_tensor_file
+from sftjax.models import Head
+from sftjax.recipes.anomaly_job import Anomaly
+from sftjax.recipes.detectors import OF_LOGITS, Detector, Seen, Viewer, fit_detector, middle
+from sftjax.recipes.image_models import LoadedImages, load_images_model
+from sftjax.recipes.picture_rows import PictureRows, group_of
+from sftjax.recipes.run_folder import write_json, write_text
+from sftjax.recipes.streams import in_order
+from sftjax.train import claim
+
+SHARES = (0.6, 0.2, 0.2)
+"""Of normal pictures: fitted on, for the threshold, and tested."""
+
+Kinds = dict[str, np.ndarray]
+"""Kind -> which test rows are of it."""
+
+
+class Strange(NamedTuple):
+    """What the recipe found."""
+
+    metrics: dict[str, dict[str, Interval | float]]
+    """Method -> `auroc`, `auprc`, and shares called strange; empty where nothing is labelled."""
+    scores: dict[str, np.ndarray]
+    """Method -> (N,) of the test rows."""
+    thresholds: dict[str, float]
+    folder: pathlib.Path
+
+
+def anomaly(job: Anomaly, tell: Callable[[str], None] = print) -> Strange:
+    """Run the recipe; everything that could be wrong with the input is refused before compilation.
+
+    Raises:
+      ValueError: for bad input, saying where it is and what to do.
+    """
+    if not 0 < job.false_alarms < 1 or not 0 < job.coreset <= 1:
+        raise ValueError(
+            f"--false-alarms {job.false_alarms:g} and --coreset {job.coreset:g} are shares between "
+            "0 and 1"
+        )
+    tables, group = _tables(job, tell)
+    heads = {"head": Head("features")} if not set(job.methods) & set(OF_LOGITS) else {}
+    loaded = load_images_model(job.model, size=job.image_size, **heads)
+    tell(str(loaded.report))
+    stages = job.stages or middle(loaded.model.stages)
+    viewer = Viewer(loaded.model, loaded.params, job.methods, stages)
+    images = {
+        name: load_images(table, loaded.processor, skip_corrupt=job.skip_corrupt)
+        for name, table in tables.items()
+    }
+    for name, part in images.items():
+        for bad in part.corrupt:
+            tell(f"{name}: {bad.name} is left out: {bad.reason}")
+    try:
+        refuse_leaks(images, group=group)
+    except ValueError as error:
+        if job.leaks == "refuse":
+            raise ValueError(f"{error}\nOr go on knowingly: --leaks tell") from error
+        tell(str(error))
+    rows = {name: PictureRows(part, None, group) for name, part in images.items()}
+    claim(job.output_dir, _facts(job, loaded, rows))
+    seen: dict[str, Seen] = {}
+    for name, part in rows.items():
+        tell(f"{name}: looking at {part.size:,} pictures")
+        seen[name] = viewer(in_order(part, job.per_device_eval_batch_size), part.size)
+    labels = _classes(job, images["normal"].table)
+    detectors = {
+        method: fit_detector(
+            method, seen["normal"], labels,
+            neighbours=job.neighbours, coreset=job.coreset, seed=job.seed,
+        )
+        for method in job.methods
+    }  # fmt: skip
+    kept = {name: found.score(seen["threshold"]) for name, found in detectors.items()}
+    cuts = {name: float(np.quantile(kept[name], 1 - job.false_alarms)) for name in detectors}
+    scores = {name: found.score(seen["test"]) for name, found in detectors.items()}
+    kinds = _kinds(job, images["test"].table)
+    found = {
+        name: _measured(values, cuts[name], kinds, rows["test"]) for name, values in scores.items()
+    }
+    drawn = _draw(job, detectors, seen["test"], images["test"], scores, cuts, kinds)
+    _write(job, loaded, stages, rows, detectors, scores, cuts, kinds, found, drawn)
+    shown = _table(found, cuts)
+    tell(table_markdown(shown, list(shown[0])))
+    tell(f"detectors, scores, report and plots: {job.output_dir}")
+    return Strange(found, scores, cuts, job.output_dir)
+
+
+def _tables(job: Anomaly, tell: Callable[[str], None]) -> tuple[dict[str, Table], str | None]:
+    """Return the rows to fit on, for the threshold and to test, and the column of groups."""
+    columns = job.pictures
+    found = image_splits(job.data, split_column=columns.split)
+
+    def read(source: str, split: str | None) -> Table:
+        return read_images(source, split, image=columns.image, split_column=columns.split)
+
+    first = read(job.data, "train" if found else None)
+    group = group_of(first, columns)
+    test = None
+    if job.test_data is not None:
+        kinds = image_splits(job.test_data, split_column=columns.split)
+        test = read(job.test_data, "test" if "test" in kinds else None)
+    elif "test" in found:
+        test = read(job.data, "test")
+    if test is None and not job.normal:
+        raise ValueError(
+            "all pictures of --data are normal, as no --normal class is named, and there is "
+            "nothing to test: give --test-data, or name the normal classes"
+        )
+    normal = _normal(job, first)
+    if not normal.any():
+        raise ValueError(
+            f"{first.name} has no picture of {', '.join(job.normal)}; its classes are "
+            f"{', '.join(sorted({str(v) for v in first[columns.label]}))}"
+        )
+    fit, check, held = SHARES
+    own = first.take(np.flatnonzero(normal))
+    if test is None:
+        own, rest = hold_out(own, held, job.seed, group=group)
+        others = np.flatnonzero(~normal)
+        if group is not None:
+            used = {str(value) for value in own[group]}
+            apart = [row for row in others if str(first[group][row]) not in used]
+            if len(apart) < len(others):
+                tell(
+                    f"{len(others) - len(apart)} strange pictures of {len(others)} share a {group} "
+                    "with normal ones that are fitted on, and are left out of the test"
+                )
+            others = np.asarray(apart, np.int64)
+        numbers = {int(row) for row in np.asarray(rest.rows)}
+        all_rows = np.asarray(first.rows) if len(first.rows) else np.arange(1, len(first) + 1)
+        mine = [row for row in range(len(first)) if int(all_rows[row]) in numbers]
+        test = first.take(np.sort(np.concatenate([mine, others]).astype(np.int64)))
+    own, threshold = hold_out(own, check / (fit + check), job.seed + 1, group=group)
+    tables = {
+        "normal": _few(own, job.fit_rows, job.seed),
+        "threshold": _few(threshold, job.fit_rows, job.seed),
+        "test": _few(test, job.test_rows, job.seed),
+    }
+    for name, table in tables.items():
+        tell(f"{name}: {len(table):,} pictures, {table.name}")
+    return tables, group
+
+
+def _few(table: Table, most: int, seed: int) -> Table:
+    if not most or len(table) <= most:
+        return table
+    return table.take(np.sort(permutation(len(table), seed)[:most]))
+
+
+def _normal(job: Anomaly, table: Table) -> np.ndarray:
+    """Return which rows are of a normal class."""
+    if not job.normal:
+        return np.ones(len(table), bool)
+    names = table.label_names.get(job.pictures.label, ())
+    words = [_word(value, names) for value in table[job.pictures.label]]
+    return np.array([word in job.normal for word in words])
+
+
+def _word(value: Any, names: tuple[str, ...]) -> str:
+    return names[int(value)] if names and isinstance(value, int | np.integer) else str(value)
+
+
+def _classes(job: Anomaly, table: Table) -> np.ndarray:
+    if job.pictures.label not in table.columns:
+        return np.zeros(len(table), np.int64)
+    words = [str(value) for value in table[job.pictures.label]]
+    return np.unique(words, return_inverse=True)[1]
+
+
+def _kinds(job: Anomaly, table: Table) -> Kinds:
+    """Return which test rows are normal, and which of each other class; none if nobody knows."""
+    if not job.normal or job.pictures.label not in table.columns:
+        return {}
+    names = table.label_names.get(job.pictures.label, ())
+    words = np.array([_word(value, names) for value in table[job.pictures.label]])
+    normal = np.isin(words, job.normal)
+    others = {str(name): words == name for name in sorted(set(words[~normal]))}
+    return {"normal": normal, **others} if normal.any() and others else {}
+
+
+def _measured(
+    scores: np.ndarray, cut: float, kinds: Kinds, rows: PictureRows
+) -> dict[str, Interval | float]:
+    if not kinds:
+        return {"called strange": float((scores > cut).mean())}
+    strange = (~kinds["normal"]).astype(int)
+    found = with_intervals(
+        {"auroc": auroc, "auprc": average_precision}, scores, strange, groups=rows.groups
+    )
+    for name, mask in kinds.items():
+        groups = rows.groups
+        if name != "normal" and len(kinds) > 2:
+            both = mask | kinds["normal"]
+            own = None if groups is None else [g for g, m in zip(groups, both, strict=True) if m]
+            pair = {f"auroc, {name}": auroc}
+            found |= with_intervals(pair, scores[both], strange[both], groups=own)
+        own = None if groups is None else [g for g, m in zip(groups, mask, strict=True) if m]
+        share = {f"called strange, {name}": lambda marked, _: float(np.mean(marked))}
+        found |= with_intervals(share, scores[mask] > cut, strange[mask], groups=own)
+    return found
+
+
+def _draw(
+    job: Anomaly,
+    detectors: dict[str, Detector],
+    seen: Seen,
+    images: Images,
+    scores: dict[str, np.ndarray],
+    cuts: dict[str, float],
+    kinds: Kinds,
+) -> list[tuple[str, str]]:
+    plots, done = job.output_dir / "plots", []
+    every = {"all": np.ones(len(images.pixels), bool)}
+    few = dict(list((kinds or every).items())[:7])
+    names = np.full(len(images.pixels), "picture", object)
+    for name, mask in kinds.items():
+        names[mask] = name
+    for method, values in scores.items():
+        parts = {name: values[mask] for name, mask in few.items()}
+        line = (cuts[method], "threshold")
+        title = f"Scores of {method}"
+        score_histogram(parts, plots / f"scores-{method}.png", title=title, line=line)
+        done.append((f"scores-{method}", title))
+        top = np.argsort(-values, kind="stable")[:12]
+        gallery(
+            images.pixels[top], [f"{names[row]}\n{values[row]:.3g}" for row in top],
+            plots / f"strangest-{method}.png", title=f"The strangest by {method}",
+        )  # fmt: skip
+        done.append((f"strangest-{method}", f"the strangest by {method}"))
+    for method, detector in detectors.items():
+        if detector.maps is None or not job.heat_maps:
+            continue
+        values = scores[method]
+        order = _shown(values, kinds, job.heat_maps)
+        maps = detector.maps(Seen(*(part[order] for part in seen)))
+        low, high = float(np.quantile(maps, 0.05)), float(maps.max())
+        overlays(
+            images.pixels[order], maps, plots / f"heat-{method}.png",
+            titles=[f"{names[row]}: {values[row]:.3g}" for row in order],
+            title=f"Where {method} finds pictures strange", scale=(low, high),
+            label="distance to normal",
+        )  # fmt: skip
+        done.append((f"heat-{method}", f"where {method} finds pictures strange"))
+    return done
+
+
+def _shown(scores: np.ndarray, kinds: Kinds, most: int) -> np.ndarray:
+    """Return the rows to look at: of each kind in turn, the middle of its scores and around it."""
+    if not kinds:
+        return np.argsort(-scores, kind="stable")[:most]
+    each = max(1, most // len(kinds))
+    chosen: list[int] = []
+    for mask in kinds.values():
+        mine = np.flatnonzero(mask)
+        ranked = mine[np.argsort(scores[mine], kind="stable")]
+        places = np.linspace(0, len(ranked) - 1, min(each + 2, len(ranked)))[1:-1]
+        chosen += [int(ranked[round(place)]) for place in places] or [int(ranked[0])]
+    return np.array(chosen[:most])
+
+
+def _table(
+    found: dict[str, dict[str, Interval | float]], cuts: dict[str, float]
+) -> list[dict[str, Any]]:
+    return [
+        {"method": name, "threshold": f"{cuts[name]:.4g}", **row} for name, row in found.items()
+    ]
+
+
+def _write(
+    job: Anomaly,
+    loaded: LoadedImages,
+    stages: tuple[str, ...],
+    rows: dict[str, PictureRows],
+    detectors: dict[str, Detector],
+    scores: dict[str, np.ndarray],
+    cuts: dict[str, float],
+    kinds: Kinds,
+    found: dict[str, dict[str, Interval | float]],
+    drawn: list[tuple[str, str]],
+) -> None:
+    folder, test = job.output_dir, rows["test"]
+    tensors = {
+        f"{name}/{field}": np.asarray(value)
+        for name, detector in detectors.items()
+        if hasattr(detector.state, "_asdict")
+        for field, value in detector.state._asdict().items()
+    }
+    if tensors:
+        write_tensor_file(folder / "detectors.safetensors", tensors)
+    write_json(folder / "metrics.json", {"test": found, "thresholds": cuts, "stages": list(stages)})
+    names = [""] * test.size
+    for kind, mask in kinds.items():
+        names = [kind if inside else name for name, inside in zip(names, mask, strict=True)]
+    numbers = np.asarray(test.table.rows) if len(test.table.rows) else np.arange(1, test.size + 1)
+    with (folder / "scores.csv").open("w", encoding="utf8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["row", "kind", *scores, *(f"strange_{name}" for name in scores)])
+        for i in range(test.size):
+            values = [f"{each[i]:.6g}" for each in scores.values()]
+            marks = [int(each[i] > cuts[name]) for name, each in scores.items()]
+            writer.writerow([int(numbers[i]), names[i], *values, *marks])
+    shown = _table(found, cuts)
+    what = "the classes " + ", ".join(job.normal) if job.normal else "every picture of the source"
+    over = "pictures" if test.groups is None else f"{len(set(test.groups)):,} groups"
+    text = [
+        f"# What is strange in {pathlib.Path(job.data).name}",
+        f"Normal is {what}. Features and patches are those of `{job.model}`, as they are: "
+        "nothing was trained.",
+        "\n".join(f"- {name}: {part.size:,} pictures" for name, part in rows.items()),
+        f"Detectors were fitted on the first, thresholds set on the second so that "
+        f"{job.false_alarms:.0%} of normal pictures are called strange there, and the third was "
+        f"only measured. Size {' x '.join(map(str, loaded.processor.size))}"
+        + (f"; patchcore reads {', '.join(stages)}" if "patchcore" in detectors else "")
+        + ".",
+        "## Test",
+        f"With 95 % bootstrap intervals over {over}. A score says how unlike the normal pictures "
+        "one is, not what is wrong with it; dirt, blur and another camera are strange too.",
+        table_markdown(
+            [
+                {"measure": measure, **{name: row.get(measure) for name, row in found.items()}}
+                for measure in next(iter(found.values()))
+            ],
+            ["measure", *found],
+        ),
+        table_markdown(
+            [{"method": row["method"], "threshold": row["threshold"]} for row in shown],
+            ["method", "threshold"],
+        ),
+        *[f"![{title}](plots/{name}.png)" for name, title in drawn],
+    ]
+    write_text(folder / "report.md", "\n\n".join(text) + "\n")
+
+
+def _facts(job: Anomaly, loaded: LoadedImages, rows: dict[str, PictureRows]) -> dict[str, Any]:
+    settings = dataclasses.asdict(job)
+    for name in ("output_dir", "model", "data", "test_data", "pictures"):
+        settings.pop(name)
+    return {
+        "recipe": job.command,
+        "weights": loaded.report.sha256,
+        "parts": {name: part.fingerprint for name, part in rows.items()},
+        **settings,
+    }
