@@ -172,8 +172,8 @@ def drawn(table: Table, label: str, each: int, seed: int) -> Table:
         mine = np.flatnonzero(labels == name)
         if len(mine) < each:
             raise ValueError(
-                f"--rows-per-class {each}: class {str(name)!r} has {len(mine)} rows in {table.name}; "
-                "ask for fewer, or leave the class out"
+                f"--rows-per-class {each}: class {str(name)!r} has {len(mine)} rows in "
+                f"{table.name}; ask for fewer, or leave the class out"
             )
         chosen.append(mine[permutation(len(mine), seed, number)[:each]])
     return table.take(np.sort(np.concatenate(chosen)))
