@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sftjax.data import Table, hold_out, image_splits, load_images, read_images, refuse_leaks
-from sftjax.data.holdout import permutation
-from sftjax.data.images import Images
+from sftjax.data import Images, load_images
 from sftjax.evaluate import (
     Interval,
     auroc,
@@ -30,18 +28,13 @@ from sftjax.evaluate import (
 from sftjax.hub import write_tensor_file
 from sftjax.models import Head
 from sftjax.recipes.anomaly_job import Anomaly
+from sftjax.recipes.anomaly_rows import Kinds, kinds_of, normal_and_others, normal_classes
 from sftjax.recipes.detectors import OF_LOGITS, Detector, Seen, Viewer, fit_detector, middle
 from sftjax.recipes.image_models import LoadedImages, load_images_model
-from sftjax.recipes.picture_rows import PictureRows, group_of
+from sftjax.recipes.picture_rows import PictureRows, tell_of_pictures
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.streams import in_order
 from sftjax.train import claim
-
-SHARES = (0.6, 0.2, 0.2)
-"""Of normal pictures: fitted on, for the threshold, and tested."""
-
-Kinds = dict[str, np.ndarray]
-"""Kind -> which test rows are of it."""
 
 
 class Strange(NamedTuple):
@@ -66,7 +59,7 @@ def anomaly(job: Anomaly, tell: Callable[[str], None] = print) -> Strange:
             f"--false-alarms {job.false_alarms:g} and --coreset {job.coreset:g} are shares between "
             "0 and 1"
         )
-    tables, group = _tables(job, tell)
+    tables, group = normal_and_others(job, tell)
     heads = {"head": Head("features")} if not set(job.methods) & set(OF_LOGITS) else {}
     loaded = load_images_model(job.model, size=job.image_size, **heads)
     tell(str(loaded.report))
@@ -76,22 +69,14 @@ def anomaly(job: Anomaly, tell: Callable[[str], None] = print) -> Strange:
         name: load_images(table, loaded.processor, skip_corrupt=job.skip_corrupt)
         for name, table in tables.items()
     }
-    for name, part in images.items():
-        for bad in part.corrupt:
-            tell(f"{name}: {bad.name} is left out: {bad.reason}")
-    try:
-        refuse_leaks(images, group=group)
-    except ValueError as error:
-        if job.leaks == "refuse":
-            raise ValueError(f"{error}\nOr go on knowingly: --leaks tell") from error
-        tell(str(error))
+    tell_of_pictures(images, group, job.leaks, tell)
     rows = {name: PictureRows(part, None, group) for name, part in images.items()}
     claim(job.output_dir, _facts(job, loaded, rows))
     seen: dict[str, Seen] = {}
     for name, part in rows.items():
         tell(f"{name}: looking at {part.size:,} pictures")
         seen[name] = viewer(in_order(part, job.per_device_eval_batch_size), part.size)
-    labels = _classes(job, images["normal"].table)
+    labels = normal_classes(job, images["normal"].table)
     detectors = {
         method: fit_detector(
             method, seen["normal"], labels,
@@ -102,7 +87,7 @@ def anomaly(job: Anomaly, tell: Callable[[str], None] = print) -> Strange:
     kept = {name: found.score(seen["threshold"]) for name, found in detectors.items()}
     cuts = {name: float(np.quantile(kept[name], 1 - job.false_alarms)) for name in detectors}
     scores = {name: found.score(seen["test"]) for name, found in detectors.items()}
-    kinds = _kinds(job, images["test"].table)
+    kinds = kinds_of(job, images["test"].table)
     found = {
         name: _measured(values, cuts[name], kinds, rows["test"]) for name, values in scores.items()
     }
@@ -112,99 +97,6 @@ def anomaly(job: Anomaly, tell: Callable[[str], None] = print) -> Strange:
     tell(table_markdown(shown, list(shown[0])))
     tell(f"detectors, scores, report and plots: {job.output_dir}")
     return Strange(found, scores, cuts, job.output_dir)
-
-
-def _tables(job: Anomaly, tell: Callable[[str], None]) -> tuple[dict[str, Table], str | None]:
-    """Return the rows to fit on, for the threshold and to test, and the column of groups."""
-    columns = job.pictures
-    found = image_splits(job.data, split_column=columns.split)
-
-    def read(source: str, split: str | None) -> Table:
-        return read_images(source, split, image=columns.image, split_column=columns.split)
-
-    first = read(job.data, "train" if found else None)
-    group = group_of(first, columns)
-    test = None
-    if job.test_data is not None:
-        kinds = image_splits(job.test_data, split_column=columns.split)
-        test = read(job.test_data, "test" if "test" in kinds else None)
-    elif "test" in found:
-        test = read(job.data, "test")
-    if test is None and not job.normal:
-        raise ValueError(
-            "all pictures of --data are normal, as no --normal class is named, and there is "
-            "nothing to test: give --test-data, or name the normal classes"
-        )
-    normal = _normal(job, first)
-    if not normal.any():
-        raise ValueError(
-            f"{first.name} has no picture of {', '.join(job.normal)}; its classes are "
-            f"{', '.join(sorted({str(v) for v in first[columns.label]}))}"
-        )
-    fit, check, held = SHARES
-    own = first.take(np.flatnonzero(normal))
-    if test is None:
-        own, rest = hold_out(own, held, job.seed, group=group)
-        others = np.flatnonzero(~normal)
-        if group is not None:
-            used = {str(value) for value in own[group]}
-            apart = [row for row in others if str(first[group][row]) not in used]
-            if len(apart) < len(others):
-                tell(
-                    f"{len(others) - len(apart)} strange pictures of {len(others)} share a {group} "
-                    "with normal ones that are fitted on, and are left out of the test"
-                )
-            others = np.asarray(apart, np.int64)
-        numbers = {int(row) for row in np.asarray(rest.rows)}
-        all_rows = np.asarray(first.rows) if len(first.rows) else np.arange(1, len(first) + 1)
-        mine = [row for row in range(len(first)) if int(all_rows[row]) in numbers]
-        test = first.take(np.sort(np.concatenate([mine, others]).astype(np.int64)))
-    own, threshold = hold_out(own, check / (fit + check), job.seed + 1, group=group)
-    tables = {
-        "normal": _few(own, job.fit_rows, job.seed),
-        "threshold": _few(threshold, job.fit_rows, job.seed),
-        "test": _few(test, job.test_rows, job.seed),
-    }
-    for name, table in tables.items():
-        tell(f"{name}: {len(table):,} pictures, {table.name}")
-    return tables, group
-
-
-def _few(table: Table, most: int, seed: int) -> Table:
-    if not most or len(table) <= most:
-        return table
-    return table.take(np.sort(permutation(len(table), seed)[:most]))
-
-
-def _normal(job: Anomaly, table: Table) -> np.ndarray:
-    """Return which rows are of a normal class."""
-    if not job.normal:
-        return np.ones(len(table), bool)
-    names = table.label_names.get(job.pictures.label, ())
-    words = [_word(value, names) for value in table[job.pictures.label]]
-    return np.array([word in job.normal for word in words])
-
-
-def _word(value: Any, names: tuple[str, ...]) -> str:
-    return names[int(value)] if names and isinstance(value, int | np.integer) else str(value)
-
-
-def _classes(job: Anomaly, table: Table) -> np.ndarray:
-    if job.pictures.label not in table.columns:
-        return np.zeros(len(table), np.int64)
-    words = [str(value) for value in table[job.pictures.label]]
-    return np.unique(words, return_inverse=True)[1]
-
-
-def _kinds(job: Anomaly, table: Table) -> Kinds:
-    """Return which test rows are normal, and which of each other class; none if nobody knows."""
-    if not job.normal or job.pictures.label not in table.columns:
-        return {}
-    names = table.label_names.get(job.pictures.label, ())
-    words = np.array([_word(value, names) for value in table[job.pictures.label]])
-    normal = np.isin(words, job.normal)
-    others = {str(name): words == name for name in sorted(set(words[~normal]))}
-    return {"normal": normal, **others} if normal.any() and others else {}
 
 
 def _measured(

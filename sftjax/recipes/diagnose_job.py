@@ -27,7 +27,7 @@ class Diagnose(TuneImages):
     """How a class's threshold is chosen, on validation pictures alone."""
     at_least: float = 0.95
     """The sensitivity or specificity that the threshold must have there."""
-    calibrate: Literal["temperature", "vector", "isotonic", "none"] = "temperature"
+    calibrate: Literal["temperature", "vector", "none"] = "temperature"
     """What makes probabilities mean what they say, fitted on validation pictures."""
     conformal: Literal["lac", "aps"] = "aps"
     """How prediction sets are built, calibrated on pictures of their own: aps sets hold a class at

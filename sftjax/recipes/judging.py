@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 
 from sftjax.evaluate import (
     Conformal,
-    Isotonic,
     Scaling,
     Threshold,
     choose_threshold,
     fit_conformal,
-    fit_isotonic,
     fit_temperature,
     fit_vector,
     softmax,
@@ -37,7 +35,7 @@ class Judge(NamedTuple):
     prior: NDArray[np.float64]
     """(C,), added to the logits, so that they speak of classes as frequent as in the source: what a
     loss that makes up for rare classes left out; else 0."""
-    scaling: Scaling | Isotonic | None
+    scaling: Scaling | None
     """None leaves probabilities as they are."""
     thresholds: dict[str, Threshold]
     """Class -> the probability from which on it is flagged."""
@@ -76,7 +74,7 @@ def fit_judge(
       validation: logits (N, C) and labels (N,).
       calibration: the same of other rows.
       prior: see `Judge.prior`.
-      calibrate: temperature, vector, isotonic or none.
+      calibrate: temperature, vector or none.
       wanted: classes that get a threshold.
       rule: as in `evaluate.choose_threshold`.
       at_least: as there.
@@ -89,8 +87,8 @@ def fit_judge(
     shift = np.zeros(len(names)) if prior is None else np.asarray(prior, np.float64)
     logits, labels = np.asarray(validation[0], np.float64) + shift, np.asarray(validation[1])
     said: list[str] = []
-    scaling: Scaling | Isotonic | None = None
-    fits = {"temperature": fit_temperature, "vector": fit_vector, "isotonic": fit_isotonic}
+    scaling: Scaling | None = None
+    fits = {"temperature": fit_temperature, "vector": fit_vector}
     if calibrate in fits and (logits.argmax(1) == labels).all():
         said.append(
             f"All {len(labels)} validation pictures are right, which shows no error to calibrate "
@@ -101,7 +99,7 @@ def fit_judge(
         if calibrate == "temperature":
             said.append(f"Temperature {scaling.temperature:.3f}, fitted on validation pictures.")
         else:
-            said.append(f"Calibrated by {calibrate} scaling, fitted on validation pictures.")
+            said.append("Vector scaling, fitted on validation pictures.")
     judge = Judge(names, shift, scaling, {})
     p = judge.probabilities(validation[0])
     thresholds = {
@@ -120,13 +118,12 @@ def fit_judge(
 
 
 def save_judge(folder: pathlib.Path, judge: Judge) -> None:
-    """Write a judge beside the weights; an isotonic one is not kept, and says so."""
-    scaling = judge.scaling
-    kept = isinstance(scaling, Scaling)
-    scale = np.broadcast_to(scaling.scale if kept else 1.0, len(judge.names))
-    shift = np.broadcast_to(scaling.shift if kept else 0.0, len(judge.names))
+    """Write a judge beside the weights; `load_judge` reads it."""
+    scaling = judge.scaling or Scaling(np.array(1.0), np.array(0.0))
+    scale = np.broadcast_to(scaling.scale, len(judge.names))
+    shift = np.broadcast_to(scaling.shift, len(judge.names))
     conformal = judge.conformal
-    facts = {
+    facts: dict[str, Any] = {
         "names": list(judge.names),
         "prior": judge.prior.tolist(),
         "scale": scale.tolist(),

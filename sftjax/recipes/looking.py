@@ -33,7 +33,7 @@ def looks(
         a = model.architecture
         rolled = attention_rollout(weights, skip=a.prefix)
         grid = (x.shape[1] // a.patch, x.shape[2] // a.patch)
-        return np.asarray(as_grid(rolled, grid)), "attention rollout"
+        return np.asarray(as_grid(rolled, grid)), "Attention rollout"
     cut = _finest(model, params, x)
     lower, upper = split(model, cut)
 

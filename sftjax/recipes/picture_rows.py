@@ -74,6 +74,15 @@ class PictureRows:
         facts = json.dumps([self.identity, values], sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()
 
+    def first(self, most: int) -> "PictureRows":
+        """Return at most so many of the rows, the first."""
+        if self.size <= most:
+            return self
+        i, labels = self.images, self.labels
+        few = Images(i.pixels[:most], i.processor, i.table.take(range(most)))
+        own = None if labels is None else labels._replace(values=labels.values[:most])
+        return PictureRows(few, own, self._group)
+
     def batches(self, size: int, *, seed: int = 0, shuffle: bool = False) -> ImageBatches:
         """Cut the rows into batches; shuffled ones hold raw pixels, which the step normalizes."""
         values = None if self.labels is None else np.asarray(self.labels.values)
@@ -205,18 +214,8 @@ def load_parts(
         name: load_images(table, processor, skip_corrupt=job.skip_corrupt)
         for name, table in tables.items()
     }
-    bad = [
-        f"{name}: {each.name}: {each.reason}" for name, i in images.items() for each in i.corrupt
-    ]
-    if bad:
-        tell(f"{len(bad)} pictures cannot be read and are left out:\n" + "\n".join(bad))
     group = group_of(images["train"].table, job.pictures)
-    try:
-        refuse_leaks(images, group=group)
-    except ValueError as error:
-        if job.leaks == "refuse":
-            raise ValueError(f"{error}\nOr go on knowingly: --leaks tell") from error
-        tell(str(error))
+    tell_of_pictures(images, group, job.leaks, tell)
     rows = {
         name: PictureRows(
             part,
@@ -233,6 +232,25 @@ def load_parts(
                 f"({tables[name].name}); give more of them, or leave the class out"
             )
     return rows
+
+
+def tell_of_pictures(
+    images: Mapping[str, Images], group: str | None, leaks: str, tell: Callable[[str], None]
+) -> None:
+    """Say which pictures were left out, and refuse (or tell) what two parts must not share.
+
+    Raises:
+      ValueError: showing the pairs, unless `leaks` is "tell".
+    """
+    bad = [f"{name}: {e.name}: {e.reason}" for name, part in images.items() for e in part.corrupt]
+    if bad:
+        tell(f"{len(bad)} pictures cannot be read and are left out:\n" + "\n".join(bad))
+    try:
+        refuse_leaks(images, group=group)
+    except ValueError as error:
+        if leaks == "refuse":
+            raise ValueError(f"{error}\nOr go on knowingly: --leaks tell") from error
+        tell(str(error))
 
 
 def _enough(table: Table, columns: PictureColumns, group: str | None, parts: int) -> None:

@@ -88,6 +88,8 @@ class Prepared(NamedTuple):
     """What identifies the run: another value of any of these is another run."""
     group: str | None = None
     """Column of the reference rows that says which belong together."""
+    redrawn: bool = False
+    """Whether inputs change at random in the step, so that no prefix of theirs can be kept."""
 
     @property
     def new(self) -> tuple[str, ...]:

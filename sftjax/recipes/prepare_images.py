@@ -27,6 +27,9 @@ from sftjax.recipes.picture_parts import picture_parts
 from sftjax.recipes.picture_rows import PictureRows, group_of, load_parts, read_parts
 from sftjax.recipes.prepare import Prepared, quantized
 
+REFERENCE = 1000
+"""At most so many pictures measure what the features keep."""
+
 TASK = "single-label"
 """The task of pictures of classes, in the words of `classify`."""
 
@@ -104,10 +107,11 @@ def prepare_images(
         rows["train"],
         held_out,
         rows[chosen_on],
-        rows[chosen_on],
+        rows[chosen_on].first(REFERENCE),
         make,
         TASK,
         _facts(job, loaded, rows),
+        redrawn=bool(job.augment),
     )
     return PreparedImages(job, run, loaded, rows)
 

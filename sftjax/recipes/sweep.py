@@ -125,7 +125,8 @@ def sweep(job: Job, ready: Prepared, tell: Callable[[str], None] = print) -> Swe
     parts = worn.parts(ready.parts())
     num_steps = training.num_steps(stream.steps_per_epoch)
     prefix = NO_PREFIX
-    if not training.dropout and cut_of(model, touched_by(params, new, [training])):
+    still = not training.dropout and not ready.redrawn
+    if still and cut_of(model, touched_by(params, new, [training])):
         prefix = above_prefix(model, worn.base, ready.report, training, ready.tokenizer, tell)
         parts = worn.parts(ready.parts(cut=prefix.cut))
     plans = [

@@ -13,6 +13,10 @@ from sftjax.recipes.detectors import Seen, fit_detector, middle
 from sftjax.recipes.images_job import PictureColumns
 
 
+def read(path):
+    return list(csv.DictReader(path.read_text("utf8").splitlines()))
+
+
 def job(model, data, folder, **more):
     return Anomaly(
         model=str(model), data=str(data), output_dir=folder, normal=("red",),
@@ -44,8 +48,8 @@ def test_another_colour_is_strange(finished):
 
 
 def test_no_strange_picture_was_fitted_on(finished, cells):
-    rows = list(csv.DictReader((finished[0] / "scores.csv").open()))
-    table = list(csv.DictReader(cells.open()))
+    rows = read(finished[0] / "scores.csv")
+    table = read(cells)
     tested = {int(row["row"]) for row in rows}
     assert {row["kind"] for row in rows} == {"normal", "white", "plate"}
     strange = {n for n, row in enumerate(table, 1) if row["label"] != "red"}
@@ -62,8 +66,8 @@ def test_groups_of_fitted_pictures_are_kept_out_of_the_test(tiny_resnet, cells, 
         said.append,
     )  # fmt: skip
     assert any("share a patient with normal ones" in line for line in said)
-    table = list(csv.DictReader(cells.open()))
-    tested = {int(row["row"]) for row in csv.DictReader((tmp_path / "a" / "scores.csv").open())}
+    table = read(cells)
+    tested = {int(row["row"]) for row in read(tmp_path / "a" / "scores.csv")}
     patients = {table[number - 1]["patient"] for number in tested}
     assert all((n in tested) == (row["patient"] in patients) for n, row in enumerate(table, 1))
 

@@ -23,6 +23,10 @@ TRAIN = Training(
 )
 
 
+def read(path):
+    return list(csv.DictReader(path.read_text("utf8").splitlines()))
+
+
 def job(model, data, folder, group="patient", **more):
     return Diagnose(
         model=str(model), data=str(data), output_dir=folder, training=TRAIN,
@@ -64,8 +68,8 @@ def test_the_folder_has_everything_and_warns_first(finished):
 def test_no_patient_is_in_two_parts(finished, cells):
     facts = json.loads((finished[0] / "run.json").read_text())
     assert set(facts["parts"]) == {"train", "validation", "calibration", "test"}
-    rows = {row["row"]: row for row in csv.DictReader((finished[0] / "predictions.csv").open())}
-    table = list(csv.DictReader(cells.open()))
+    rows = {row["row"]: row for row in read(finished[0] / "predictions.csv")}
+    table = read(cells)
     patients = {table[int(number) - 1]["patient"] for number in rows}
     assert patients == {row["group"] for row in rows.values()}
     # A patient is wholly in the test, or not at all.
@@ -76,7 +80,7 @@ def test_no_patient_is_in_two_parts(finished, cells):
 def test_what_is_written_is_what_was_measured(finished):
     folder, result, _ = finished
     judge = load_judge(folder / "model")
-    rows = list(csv.DictReader((folder / "predictions.csv").open()))
+    rows = read(folder / "predictions.csv")
     labels = np.array([judge.names.index(row["label"]) for row in rows])
     for name, threshold in judge.thresholds.items():
         p = np.array([float(row[f"probability_{name}"]) for row in rows])
