@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from sftjax.evaluate.classification import confusion_matrix
 from sftjax.evaluate.figure import COLOURS, INK, MARKERS, QUIET, figure, head, save, tidy
 from sftjax.evaluate.ranking import auroc
-from sftjax.evaluate.screening import roc_curve
+from sftjax.evaluate.screening import at_threshold, roc_curve
 
 
 def confusion(
@@ -122,7 +122,7 @@ def roc_curves(
     path: str | os.PathLike[str],
     *,
     thresholds: Mapping[str, float] | None = None,
-    title: str = "Sensitivity against specificity; marked: the thresholds",
+    title: str = "ROC curves, thresholds marked",
 ) -> Path:
     """Draw sensitivity against specificity of each class, and where its threshold is.
 
@@ -141,16 +141,16 @@ def roc_curves(
     axis = drawing.subplots()
     axis.plot([0, 1], [1, 0], color=QUIET, lw=1, ls=(0, (4, 3)), label="chance")
     for number, (name, (values, truth)) in enumerate(scores.items()):
-        cuts, found, spared = roc_curve(values, truth)
+        _, found, spared = roc_curve(values, truth)
         axis.plot(
             spared, found, color=COLOURS[number], lw=1.8,
             label=f"{name} (AUROC {auroc(values, truth):.3f})", clip_on=False,
         )  # fmt: skip
         if thresholds and name in thresholds:
-            at = int(np.searchsorted(-cuts, -thresholds[name], side="right")) - 1
+            at = at_threshold(values, truth, thresholds[name])
             axis.plot(
-                spared[max(at, 0)], found[max(at, 0)], color=COLOURS[number],
-                marker=MARKERS[number], ms=8, mec="white", clip_on=False, zorder=5,
+                at.specificity, at.sensitivity, color=COLOURS[number], marker=MARKERS[number],
+                ms=8, mec="white", clip_on=False, zorder=5,
             )  # fmt: skip
     axis.set(
         xlim=(1, 0), ylim=(0, 1), xlabel="specificity (share of the others left alone)",

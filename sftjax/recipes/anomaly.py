@@ -85,7 +85,13 @@ def anomaly(job: Anomaly, tell: Callable[[str], None] = print) -> Strange:
         for method in job.methods
     }  # fmt: skip
     kept = {name: found.score(seen["threshold"]) for name, found in detectors.items()}
-    cuts = {name: float(np.quantile(kept[name], 1 - job.false_alarms)) for name in detectors}
+    cuts = {name: threshold_of(kept[name], job.false_alarms) for name in detectors}
+    count = rows["threshold"].size
+    if 1 / (count + 1) > job.false_alarms:
+        tell(
+            f"{count} normal pictures are too few to promise {job.false_alarms:.0%} false alarms; "
+            "the strangest of them is the threshold"
+        )
     scores = {name: found.score(seen["test"]) for name, found in detectors.items()}
     kinds = kinds_of(job, images["test"].table)
     found = {
@@ -97,6 +103,18 @@ def anomaly(job: Anomaly, tell: Callable[[str], None] = print) -> Strange:
     tell(table_markdown(shown, list(shown[0])))
     tell(f"detectors, scores, report and plots: {job.output_dir}")
     return Strange(found, scores, cuts, job.output_dir)
+
+
+def threshold_of(scores: np.ndarray, share: float) -> float:
+    """Return the score that at most this share of new normal rows exceeds, in the mean.
+
+    It is the `ceil((n + 1)(1 - share))`-th smallest of n normal rows, or the largest of too few.
+
+    >>> threshold_of(np.arange(1.0, 10.0), 0.1), threshold_of(np.arange(1.0, 10.0), 0.5)
+    (9.0, 5.0)
+    """
+    rank = int(np.ceil(round((len(scores) + 1) * (1 - share), 9)))
+    return float(np.sort(scores)[min(rank, len(scores)) - 1])
 
 
 def _measured(
