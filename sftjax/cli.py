@@ -1,20 +1,27 @@
-"""The command line: `sftjax classify`, `summarize`, `chat`, `compare`, `predict` and more."""
+"""The command line: `sftjax classify`, `images`, `summarize`, `chat`, `predict` and more."""
 
 import sys
 from typing import Annotated
 
 import tyro
 
+from sftjax.recipes.anomaly import anomaly
+from sftjax.recipes.anomaly_job import Anomaly
 from sftjax.recipes.chat import chat
 from sftjax.recipes.chat_job import TuneChat
 from sftjax.recipes.classify import Classify, classify
 from sftjax.recipes.compare import Compare, compare
 from sftjax.recipes.demo import Demo, demo
+from sftjax.recipes.diagnose import diagnose
+from sftjax.recipes.diagnose_job import Diagnose
 from sftjax.recipes.generate import Generate, generate_text
+from sftjax.recipes.images import images
+from sftjax.recipes.images_job import TuneImages
 from sftjax.recipes.inspect import Inspect, inspect
 from sftjax.recipes.merge import Merge, merge
 from sftjax.recipes.plan import Plan, plan
-from sftjax.recipes.predict import Predict, predict_text
+from sftjax.recipes.predict import predict_rows
+from sftjax.recipes.predict_job import Predict
 from sftjax.recipes.summarize import summarize
 from sftjax.recipes.summarize_job import Summarize
 from sftjax.recipes.talk import Talk, talk
@@ -22,6 +29,9 @@ from sftjax.train import keep_freed_memory
 
 Command = (
     Annotated[Classify, tyro.conf.subcommand("classify")]
+    | Annotated[TuneImages, tyro.conf.subcommand("images")]
+    | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
+    | Annotated[Anomaly, tyro.conf.subcommand("anomaly")]
     | Annotated[TuneChat, tyro.conf.subcommand("chat")]
     | Annotated[Talk, tyro.conf.subcommand("talk")]
     | Annotated[Summarize, tyro.conf.subcommand("summarize")]
@@ -49,6 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
         match job:
             case Classify():
                 classify(job)
+            case Anomaly():
+                anomaly(job)
+            case Diagnose():
+                diagnose(job)
+            case TuneImages():
+                images(job)
             case TuneChat():
                 chat(job)
             case Talk():
@@ -62,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
             case Merge():
                 merge(job)
             case Predict():
-                predict_text(job)
+                predict_rows(job)
             case Plan():
                 plan(job)
             case Inspect():

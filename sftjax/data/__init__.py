@@ -20,7 +20,7 @@ from sftjax.data.packing import ChatBatches, Packing, best_fit
 from sftjax.data.pair_batches import PairBatches
 from sftjax.data.pairs import TEMPLATES, Pairs, Policy, columns_of, encode_pairs, fill
 from sftjax.data.prefetch import prefetch
-from sftjax.data.processor import Processor, processor_of
+from sftjax.data.processor import Processor, processor_config, processor_of
 from sftjax.data.show import Shown, show
 from sftjax.data.sources import read, splits
 from sftjax.data.splitting import split_table
@@ -87,6 +87,7 @@ __all__ = [
     "pack",
     "prefetch",
     "prepare_sentences",
+    "processor_config",
     "processor_of",
     "read",
     "read_idx",

@@ -102,6 +102,8 @@ def image_splits(
         if split_column not in table.columns:
             return ()
         return tuple(dict.fromkeys(str(value) for value in table[split_column]))
+    if not path.is_dir():
+        return ()  # `read_images` says that there is nothing
     if is_voc(path):
         return voc_splits(path)
     if any((path / name).exists() for names in IDX_FILES.values() for name in names):

@@ -131,7 +131,8 @@ def refusal(table: Table, corrupt: Sequence[Corrupt], most: int = 20) -> str:
 class ImageBatches:
     """Pictures in batches of one size; `at(step)` is batch number `step`, for ever.
 
-    Every epoch holds every row exactly once; its last batch may be filled up with copies.
+    Every epoch holds every row exactly once; its last batch may be filled up with copies of the
+    epoch's first rows, as unlike each other as any (a batch norm sees them).
 
     >>> images = load_images(
     ...     Table({"image": [np.full((2, 2), 9, np.uint8)] * 3}, name="toy"), Processor((2, 2)))
@@ -179,10 +180,10 @@ class ImageBatches:
             raise ValueError(f"batches are counted from 0; there is no batch {step}")
         epoch, position = divmod(int(step), self.steps_per_epoch)
         start = position * self.batch_size
-        rows = self._order(epoch if self.shuffle else 0)[start : start + self.batch_size]
-        index = np.full(self.batch_size, -1, np.int32)
-        index[: len(rows)] = rows
-        source = np.where(index < 0, rows[0], index)
+        order = self._order(epoch if self.shuffle else 0)
+        places = np.arange(start, start + self.batch_size)
+        source = order[places % len(self)]
+        index = np.where(places < len(self), source, -1).astype(np.int32)
         pixels = self.images.pixels[source]
         batch: NumpyBatch = {
             "pixel_values": self.images.processor.normalize(pixels) if self.normalized else pixels,

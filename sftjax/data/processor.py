@@ -123,6 +123,33 @@ def processor_of(source: str | Path | Mapping[str, Any]) -> Processor:
     return _of_config(json.loads(path.read_text(encoding="utf-8")), str(path))
 
 
+def processor_config(processor: Processor) -> dict[str, Any]:
+    """Return what a `preprocessor_config.json` says of a processor; `processor_of` reads it back.
+
+    >>> processor = Processor(shortest=256, crop=(224, 224), interpolation="bicubic")
+    >>> processor_of(processor_config(processor)) == processor
+    True
+    """
+    config: dict[str, Any] = {
+        "image_processor_type": "BitImageProcessor",
+        "do_resize": processor.resize is not None or processor.shortest is not None,
+        "do_center_crop": processor.crop is not None,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(processor.mean),
+        "image_std": list(processor.std),
+        "resample": INTERPOLATIONS.index(processor.interpolation),
+    }
+    if processor.resize is not None:
+        config["size"] = {"height": processor.resize[0], "width": processor.resize[1]}
+    elif processor.shortest is not None:
+        config["size"] = {"shortest_edge": processor.shortest}
+    if processor.crop is not None:
+        config["crop_size"] = {"height": processor.crop[0], "width": processor.crop[1]}
+    return config
+
+
 def resized(pixels: Pixels, size: tuple[int, int], interpolation: str = "bilinear") -> Pixels:
     """Resize to (H, W) with Pillow's filters, which average when they shrink.
 

@@ -66,6 +66,7 @@ from sftjax.evaluate.patchcore import (
     patch_features,
     picture_scores,
 )
+from sftjax.evaluate.picture_plots import confusion, gallery, roc_curves, score_histogram
 from sftjax.evaluate.plots import domains, loss_curve, moved_per_block, reliability
 from sftjax.evaluate.predict import predict
 from sftjax.evaluate.ranking import (
@@ -89,6 +90,7 @@ from sftjax.evaluate.screening import (
     Threshold,
     at_threshold,
     choose_threshold,
+    roc_curve,
     sensitivity_at_specificity,
     specificity_at_sensitivity,
 )
@@ -176,6 +178,7 @@ __all__ = [
     "cohen_kappa",
     "compile_generate",
     "compile_stream",
+    "confusion",
     "confusion_matrix",
     "copied",
     "coverage",
@@ -198,6 +201,7 @@ __all__ = [
     "fit_neighbours",
     "fit_temperature",
     "fit_vector",
+    "gallery",
     "generate",
     "grad_cam",
     "kl_divergence",
@@ -245,9 +249,12 @@ __all__ = [
     "reliability",
     "retention",
     "rmse",
+    "roc_curve",
+    "roc_curves",
     "rouge",
     "row_likelihood",
     "same_group_retrieval",
+    "score_histogram",
     "sensitivity_at_specificity",
     "sentences",
     "settings_of",

@@ -111,10 +111,24 @@ def choose_threshold(
         merit, name = np.where(enough, gained, -1.0), f"{rule}>={least:g}"
     else:
         raise ValueError(f"rule {rule!r} is unknown; use youden, f1, sensitivity or specificity")
-    best = int(np.argmax(merit))
+    # Of cuts that are alike in what was asked for, the one that finds (or spares) the most.
+    alike = np.flatnonzero(merit >= merit.max() - 1e-12)
+    other = spared if rule == "specificity" else found
+    best = int(alike[np.argmax(other[alike])])
     return Threshold(
         float(cuts[best]), name, len(positive), float(found[best]), float(spared[best])
     )
+
+
+def roc_curve(
+    predictions: ArrayLike, labels: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return `(threshold, sensitivity, specificity)`, from no row marked to all of them.
+
+    >>> roc_curve([0.1, 0.4, 0.6], [0, 1, 1])[1].tolist()
+    [0.0, 0.5, 1.0, 1.0]
+    """
+    return _curve(predictions, labels)
 
 
 def at_threshold(

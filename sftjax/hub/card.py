@@ -13,11 +13,16 @@ from typing import Any, NamedTuple
 from sftjax.hub.config import BARE, stored_kind
 from sftjax.hub.report import LoadReport, some
 
-_TASKS = {"sequence": "text-classification", "token": "token-classification"}
+_TASKS = {
+    "sequence": "text-classification",
+    "token": "token-classification",
+    "image": "image-classification",
+}
 _AUTO = {
     "sequence": "AutoModelForSequenceClassification",
     "token": "AutoModelForTokenClassification",
     "masked-lm": "AutoModelForMaskedLM",
+    "image": "AutoModelForImageClassification",
 }
 _PACKAGES = ("sftjax", "jax", "flax", "optax", "numpy")
 
@@ -170,6 +175,8 @@ def _training(card: Card) -> list[str]:
 
 def _loading(kind: str) -> str:
     auto = _AUTO.get(kind, "AutoModel")
+    if kind == "image":
+        return _LOADING_IMAGES
     embedding = '  # or head="mean"' if kind in BARE else ""
     return f"""```python
 from transformers import AutoTokenizer, {auto}
@@ -183,6 +190,23 @@ from sftjax.hub import load, load_tokenizer
 model, params, report = load(FOLDER){embedding}
 tokenizer = load_tokenizer(FOLDER)
 ```"""
+
+
+_LOADING_IMAGES = """```python
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained(FOLDER)
+processor = AutoImageProcessor.from_pretrained(FOLDER)
+```
+
+```python
+from sftjax.data import processor_of
+from sftjax.hub import load
+
+model, params, report = load(FOLDER)
+processor = processor_of(FOLDER)
+```"""
+"""Some families (VGG, EfficientNet lite) are known to sftjax alone."""
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

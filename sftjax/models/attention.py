@@ -78,6 +78,19 @@ def attend(
     return _quotient(_merge_heads(o_GTK, rows, heads), total_ND).astype(v_ND.dtype)
 
 
+def attention_weights(q_ND: Array, k_ND: Array, bias_BTS: Array, heads: int) -> Array:
+    """Return the softmax that `attend` weighs values by, (B, H, T, S) float32; to look at.
+
+    >>> one = jnp.ones((2, 4))
+    >>> attention_weights(one, one, attention_bias(jnp.ones((1, 2))), heads=2)[0, 0].tolist()
+    [[0.5, 0.5], [0.5, 0.5]]
+    """
+    rows, factor = bias_BTS.shape[0], (q_ND.shape[-1] // heads) ** -0.5
+    q_GTK, k_GSK = (_split_heads(x, rows, heads) for x in (q_ND * factor, k_ND))
+    s_GTS = _batched_dot(q_GTK, k_GSK, 2, 2).astype(jnp.float32)
+    return jax.nn.softmax(s_GTS.reshape(rows, heads, *s_GTS.shape[1:]) + bias_BTS[:, None])
+
+
 def _split_heads(x_ND: Array, rows: int, heads: int) -> Array:
     """Return (B*H, T, K): one matrix for each head of each row."""
     x_BTHK = x_ND.reshape(rows, -1, heads, x_ND.shape[-1] // heads)

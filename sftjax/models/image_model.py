@@ -185,6 +185,19 @@ class ImageModel:
             lambda keys, _: new[jax.tree_util.keystr(keys, simple=True, separator="/")], statistics
         )
 
+    def attentions(self, params: PyTree, batch: Batch) -> Array:
+        """Return attention weights, (L, B, heads, T, T) float32, the lowest layer first.
+
+        Raises:
+          ValueError: if the model has no attention.
+        """
+        if not IMAGE_FAMILIES[self.family].patched:
+            raise ValueError(f"a {self.family} has no attention to look at")
+        _, seen = self.module.apply({"params": params}, *self._inputs(batch), mutable=[vit.LOOKS])
+        found = flatten(seen[vit.LOOKS])
+        layer = {int(path.split("/layer/")[1].split("/")[0]): w for path, w in found.items()}
+        return jnp.stack([layer[number] for number in sorted(layer)])
+
     def init(self, key: Array) -> PyTree:
         """Return fresh float32 params."""
         side = self.architecture.image_size if IMAGE_FAMILIES[self.family].patched else 64

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from sftjax.models.activation import ACTIVATIONS
 from sftjax.models.architecture import given, require
-from sftjax.models.attention import attend
+from sftjax.models.attention import attend, attention_weights
 from sftjax.models.convolution import conv
 from sftjax.models.dropout import Dropout, DropPath
 from sftjax.models.image_config import known_activation, size
@@ -151,6 +151,10 @@ class Scale(nn.Module):
         return x * self.param("lambda1", start, (x.shape[-1],)).astype(x.dtype)
 
 
+LOOKS = "looks"
+"""The collection in which attention weights are handed out, if it is mutable."""
+
+
 class Attention(nn.Module):
     """Self-attention over the tokens of an image."""
 
@@ -167,6 +171,8 @@ class Attention(nn.Module):
                 for name in ("query", "key", "value")
             )
             bias = jnp.zeros((rows, 1, len(x_ND) // rows), jnp.float32)
+            if self.is_mutable_collection(LOOKS):  # somebody wants to see them
+                self.sow(LOOKS, "weights", attention_weights(q, k, bias, a.num_heads))
             return attend(q, k, v, bias, a.num_heads, Dropout(a.attention_dropout))
 
         gathered = at("attention", gather, x_ND)

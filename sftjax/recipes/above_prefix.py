@@ -10,11 +10,10 @@ from sftjax.adapters import on_quantized
 from sftjax.core import Batch, PyTree
 from sftjax.data import cache_folder
 from sftjax.hub import LoadReport
-from sftjax.models import TextEncoder, split
+from sftjax.models import ImageModel, TextEncoder, split
 from sftjax.recipes.choosing import chosen_of
 from sftjax.recipes.deciding import rules_of
-from sftjax.recipes.streams import Stream, in_order
-from sftjax.recipes.text_rows import Rows
+from sftjax.recipes.streams import Batched, Stream, in_order
 from sftjax.recipes.training import Training
 from sftjax.recipes.worn import wear
 from sftjax.select import frozen_below
@@ -32,7 +31,7 @@ def touched_by(params: PyTree, new: Collection[str], trainings: Iterable[Trainin
     return found
 
 
-def cut_of(model: TextEncoder, touched: Iterable[PyTree]) -> int | None:
+def cut_of(model: TextEncoder | ImageModel, touched: Iterable[PyTree]) -> int | None:
     """Return how many of the lowest blocks nothing touches, None if none.
 
     The last block stays above, since the head and the embeddings read different parts of it.
@@ -42,14 +41,16 @@ def cut_of(model: TextEncoder, touched: Iterable[PyTree]) -> int | None:
       touched: from `touched_by`.
     """
     still = min(frozen_below(leaves) for leaves in touched)
-    return min(still, model.architecture.num_layers - 1) or None
+    image = isinstance(model, ImageModel)
+    blocks = model.num_blocks if image else model.architecture.num_layers
+    return min(still, blocks - 1) or None
 
 
 def prefixed(
-    model: TextEncoder,
+    model: TextEncoder | ImageModel,
     params: PyTree,
     cut: int | None,
-    rows: Rows,
+    rows: Batched,
     batch_at: Callable[[int], Batch],
     **place: Any,
 ) -> Callable[[int], Batch]:
@@ -66,9 +67,7 @@ def prefixed(
     if cut is None:
         return batch_at
     lower = on_quantized(split(model, cut).lower)
-    found = keep_prefix(
-        lower, params, in_order(rows), len(rows.encoded), mask="attention_mask", **place
-    )
+    found = keep_prefix(lower, params, in_order(rows), rows.size, mask=rows.mask, **place)
     return with_prefix(batch_at, found)
 
 
@@ -77,7 +76,7 @@ class Prefix(NamedTuple):
 
     cut: int | None
     """How many; `None` where nothing is kept."""
-    above: Callable[[Rows, Stream], Stream]
+    above: Callable[[Batched, Stream], Stream]
     """`(rows, batches of them) ->` the same batches with what the blocks give for their rows."""
 
 
@@ -85,7 +84,7 @@ NO_PREFIX = Prefix(None, lambda rows, stream: stream)
 
 
 def above_prefix(
-    model: TextEncoder,
+    model: TextEncoder | ImageModel,
     params: PyTree,
     report: LoadReport,
     training: Training,
@@ -113,13 +112,11 @@ def above_prefix(
             "--keep-prefix out"
         )
 
-    def above(rows: Rows, stream: Stream) -> Stream:
+    def above(rows: Batched, stream: Stream) -> Stream:
         facts = {
             "weights": report.sha256,
             "tokenizer": tokenizer,
-            "rows": rows.table.fingerprint,
-            "tokens": int(rows.encoded.offsets[-1]),
-            "max_length": rows.encoded.max_length,
+            **rows.identity,
             "blocks": cut,
             "dtype": "bfloat16" if training.bf16 else "float32",
             **({"quantize": training.quantize} if training.quantize else {}),

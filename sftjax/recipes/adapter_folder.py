@@ -23,8 +23,9 @@ from sftjax.hub import (
     why_not_peft,
     write_tensor_file,
 )
-from sftjax.models import CausalModel, Head, Seq2SeqModel, TextEncoder
+from sftjax.models import CausalModel, Head, ImageModel, Seq2SeqModel, TextEncoder
 from sftjax.objectives import Apply
+from sftjax.recipes.image_models import load_images_model
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.text_models import load_encoder
 
@@ -45,7 +46,7 @@ class Adapted(NamedTuple):
 
 def save_adapted(
     folder: pathlib.Path,
-    model: TextEncoder | CausalModel | Seq2SeqModel,
+    model: TextEncoder | ImageModel | CausalModel | Seq2SeqModel,
     params: Any,
     plan: Plan,
     *,
@@ -136,7 +137,8 @@ def load_adapted(
     labels = about["labels"] if ours else json.loads(about["labels"])
     head = Head(about["head"], tuple(labels), about["problem_type"])
     try:
-        model, params, report = load(where, head=head)
+        find = load_images_model if head.kind == "image" else load
+        model, params, report, *_ = find(where, head=head)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"the base of {folder} is not at {where}; say where it is with --base ({error})"

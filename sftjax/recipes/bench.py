@@ -15,8 +15,9 @@ from sftjax.recipes.above_prefix import cut_of, prefixed
 from sftjax.recipes.methods import Parts
 from sftjax.recipes.scoring import Scorer
 from sftjax.recipes.streams import Stream, in_order
-from sftjax.recipes.text_parts import model_with, text_parts
+from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.text_rows import Rows
+from sftjax.recipes.trunks import model_with
 from sftjax.recipes.worn import PLAIN, Worn
 
 

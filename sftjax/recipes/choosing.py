@@ -6,6 +6,7 @@ import jax
 
 from sftjax.adapters import lora_plus
 from sftjax.core import PyTree, flatten, map_with_path
+from sftjax.models import statistics_of
 from sftjax.recipes.training import Training
 from sftjax.select import Selection, layerwise, scaled, select
 
@@ -21,6 +22,8 @@ def chosen_of(
 
     With adapters, rules are of the plain model's paths; the adapter's leaves move at the rate of
     the rule `new`, or of rules that name `adapter` or paths below it.
+
+    Running statistics of batch norms are no weights: no rule takes them.
 
     Args:
       params: plain ones, or `{"adapter", "base"}`.
@@ -38,7 +41,7 @@ def chosen_of(
                 f"--lora-plus {training.lora_plus:g} is a rate of an adapter's B; give an adapter "
                 "(--adapter lora:r=8)"
             )
-        chosen = select(params, rules, new=new)
+        chosen = select(params, rules, new=new, still=statistics_of(params))
         if training.layer_decay != 1.0:
             chosen = scaled(chosen, layerwise(params, training.layer_decay))
         return chosen
@@ -69,7 +72,9 @@ def _beside(params: PyTree, rules: Rules, new: Collection[str]) -> Selection:
         named = {}
     rest = [] if named and all(named.values()) else [("new", rate)]
     adapter = select(beside, [*own, *rest], new=leaves)
-    base = _still(params["base"]) if not others else select(params["base"], others, new=fresh)
+    plain = params["base"]
+    still = statistics_of(plain)
+    base = _still(plain) if not others else select(plain, others, new=fresh, still=still)
     parts = [
         {ADAPTER: mine[ADAPTER], "base": theirs} for mine, theirs in zip(adapter, base, strict=True)
     ]

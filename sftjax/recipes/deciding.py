@@ -9,8 +9,10 @@ import optax
 
 from sftjax.anchor import anchor_of
 from sftjax.core import PyTree, flatten, map_with_path, partition
+from sftjax.models import Policy
 from sftjax.recipes.choosing import chosen_of
 from sftjax.recipes.methods import METHODS, STRONG, Method, Parts, Setting, build_method, parse
+from sftjax.recipes.norms import following, policy_of
 from sftjax.recipes.optimizers import scale_of
 from sftjax.recipes.phase_words import phases_of_words, with_new
 from sftjax.recipes.training import LESS_IS_BETTER, Training
@@ -25,6 +27,8 @@ class Decision(NamedTuple):
     anchor: PyTree | None
     schedule: optax.Schedule
     method: Method
+    policy: Policy | None = None
+    """Who may move the statistics of batch norms; None where there are none."""
 
 
 def decide(
@@ -48,10 +52,19 @@ def decide(
     """
     name, own = parse(training.anchor)
     chosen = chosen_of(params, new, training, rules)
+    if parts.norms is not None and training.adapter and parts.norms.word != "frozen":
+        raise ValueError(
+            f"--statistics {parts.norms.word} moves the statistics of the weights, and --adapter "
+            "leaves the weights as they are; leave one of the two out"
+        )
+    policy = policy_of(parts.norms, params, chosen.trainable)
+    parts = parts._replace(objective=following(parts.objective, parts.norms, policy))
     new = [path for path in new if path not in held]
     trainable = partition(params, chosen.trainable)[0]
     fresh = all(path in new for path in flatten(trainable))
-    if training.adapter:
+    if fresh and not training.anchor:
+        name = "none"  # nothing that moves has a value to be held to
+    elif training.adapter:
         name = _beside(training, name, fresh, parts)
     dose = next(given for given in (dose, own, training.dose) if given is not None)
     if training.strength is not None:
@@ -99,7 +112,7 @@ def decide(
         coupled=training.coupled,
         importance_weight=training.importance_weight,
     )
-    return Decision(chosen, anchor, schedule, build_method(name, setting))
+    return Decision(chosen, anchor, schedule, build_method(name, setting), policy)
 
 
 def _beside(training: Training, name: str, fresh: bool, parts: Parts) -> str:
@@ -108,8 +121,6 @@ def _beside(training: Training, name: str, fresh: bool, parts: Parts) -> str:
     Raises:
       ValueError: if it does not go with them.
     """
-    if fresh and not training.anchor:
-        return "none"
     if name == "ema":
         raise ValueError(
             "anchor 'ema' averages weights, and the product of averaged factors is not the average "
@@ -171,11 +182,7 @@ def told(training: Training, strength: float, leaves: int) -> str:
     """
     name, own = parse(training.anchor)
     dose = training.dose if own is None else own
-    if (
-        (training.adapter and not training.anchor and not leaves)
-        or name == "none"
-        or (METHODS[name].dosed and not dose)
-    ):
+    if (not training.anchor and not leaves) or name == "none" or (METHODS[name].dosed and not dose):
         return ""
     words = [METHODS[name].title]
     if name in ("l2-sp", "ewc"):

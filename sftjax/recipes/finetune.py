@@ -9,10 +9,12 @@ import jax.numpy as jnp
 
 from sftjax.core import Fixed, PyTree, TrainState, combine, count, partition
 from sftjax.data import Batches
+from sftjax.models import take_statistics
 from sftjax.recipes.average import averaging, read_average
 from sftjax.recipes.deciding import decide, loop_options, pretrained, with_rates
 from sftjax.recipes.in_phases import finetune_in_phases
 from sftjax.recipes.methods import Method, Parts, compiled, masked, parse
+from sftjax.recipes.norms import filled, measured_anew
 from sftjax.recipes.progress import progress
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.training import Training, Tuned
@@ -84,14 +86,23 @@ def finetune(
             importance = weighed(found, method.weigh(found))
     moving = partition(params, chosen.trainable)[0]
     method = averaging(method, training.average, num_steps, moving, new)
-    report = describe(params, chosen, tx=method.tx, anchor=anchor)
+    policy = plan.policy
+    report = describe(params, chosen, tx=method.tx, anchor=anchor, policy=policy or "")
     tell(str(report))
-    state, fixed = replicate(begin(params, chosen, method, training, anchor, importance))
+    rest, statistics = params, None
+    if policy is not None and policy.adapt:
+        rest, statistics = take_statistics(params, policy.adapt)
+        method = method._replace(objective=filled(method.objective))
+    state, fixed = replicate(begin(rest, chosen, method, training, anchor, importance, statistics))
     step = compiled(method, method.tx, training.gradient_accumulation_steps)
+
+    def weights(state: TrainState) -> PyTree:
+        moved = method.weights(state)
+        return moved if statistics is None else combine(moved, state.model_state)
 
     def score(state: TrainState, fixed: Fixed) -> dict[str, float]:
         assert evaluate is not None
-        return evaluate(combine(method.seen(method.weights(state), fixed.anchor), fixed.frozen))
+        return evaluate(combine(method.seen(weights(state), fixed.anchor), fixed.frozen))
 
     every = training.eval_steps or stream.steps_per_epoch
     with contextlib.ExitStack() as stack:
@@ -108,12 +119,13 @@ def finetune(
             evaluate=None if evaluate is None else score,
             checkpoints=checkpoints,
             log=log,
-            weights=method.weights,
+            weights=weights,
             **loop_options(training, every),
         )
     # Frozen leaves as they came: those in `fixed` may have been cast.
-    best = combine(method.seen(run.best, anchor), partition(params, chosen.trainable)[1])
+    best = combine(method.seen(run.best, anchor), partition(rest, chosen.trainable)[1])
     best = method.finish(pretrained(params, new), best)
+    best = measured_anew(parts.norms, policy, best, stream)
     history = with_rates(run.history, plan.schedule)
     return Tuned(best, run._replace(history=history), chosen, report, method.strength, num_steps)
 
@@ -125,6 +137,7 @@ def begin(
     training: Training,
     anchor: PyTree | None,
     importance: PyTree | None = None,
+    statistics: PyTree | None = None,
 ) -> tuple[TrainState, Fixed]:
     """Return what a run starts from; under `jax.eval_shape` its shapes."""
     return init(
@@ -134,5 +147,6 @@ def begin(
         jax.random.key(training.seed),
         anchor=anchor,
         importance=importance,
+        model_state=statistics,
         frozen_dtype=jnp.bfloat16 if training.bf16 else None,
     )

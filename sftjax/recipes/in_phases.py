@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from sftjax.anchor import anchor_of
 from sftjax.core import Fixed, PyTree, TrainState, combine, flatten, partition
 from sftjax.data import Batches
+from sftjax.models import statistics_of
 from sftjax.recipes.deciding import Decision, decide, loop_options, pretrained, with_rates
 from sftjax.recipes.methods import METHODS, Parts, compiled, parse
+from sftjax.recipes.norms import measured_anew
 from sftjax.recipes.phase_words import phases_of_words, with_new
 from sftjax.recipes.progress import progress
 from sftjax.recipes.streams import Stream
@@ -44,6 +46,11 @@ def finetune_in_phases(
         raise ValueError(
             f"anchor {name!r} does not go through phases; use one of "
             f"{', '.join(known for known in METHODS if known not in WHOLE_RUN)}, or no --phases"
+        )
+    if parts.norms is not None and parts.norms.word == "adapt":
+        raise ValueError(
+            "--statistics adapt follows the batches of one phase; with --phases let them stand "
+            "still (frozen) or be measured anew at the end (recalibrate)"
         )
     dose = training.dose if own is None else own
     num_steps = training.num_steps(stream.steps_per_epoch)
@@ -93,7 +100,9 @@ def finetune_in_phases(
             **options,
         )
     last = plans[-1]
-    report = describe(params, last.selection, tx=last.method.tx, anchor=last.anchor)
+    report = describe(
+        params, last.selection, tx=last.method.tx, anchor=last.anchor, policy=last.policy or ""
+    )
     tell(str(report))
     begin, history = 0, []
     for (_, _, made), plan in zip(wanted, plans, strict=True):
@@ -110,10 +119,12 @@ def finetune_in_phases(
     best_step = pick(scores, key=scores.__getitem__) if scores else num_steps
     kept = partition(run.best, last.selection.trainable)[0]
     best = last.method.finish(pretrained(params, new), run.best)
+    best = measured_anew(parts.norms, last.policy, best, stream)
     fitted = Fit(run.end.state, kept, best_step, history, run.seconds)
     return Tuned(best, fitted, last.selection, report, last.method.strength, num_steps)
 
 
 def _moves_pretrained(params: PyTree, new: Collection[str], rules: list[tuple[str, float]]) -> bool:
-    moving = flatten(select(params, rules, new=new).trainable)
+    chosen = select(params, rules, new=new, still=statistics_of(params))
+    moving = flatten(chosen.trainable)
     return any(moves and path not in new for path, moves in moving.items())

@@ -8,6 +8,7 @@ import tyro
 
 from sftjax.core import PyTree, count, flatten, nbytes
 from sftjax.hub import load
+from sftjax.models import statistics_of, statistics_policy
 from sftjax.recipes.training import Training
 from sftjax.select import describe, select, stacks
 
@@ -37,8 +38,10 @@ def inspect(job: Inspect) -> str:
     longest = f"longest input: {model.max_length} tokens; " if model.max_length else ""
     parts.append(f"{longest}head: {model.head.kind}")
     if job.train:
-        chosen = select(params, Training(train=job.train).rules(), new=report.new)
-        parts.append(str(describe(params, chosen, tx=optax.adamw(1e-4))))
+        rules, still = Training(train=job.train).rules(), statistics_of(params)
+        chosen = select(params, rules, new=report.new, still=still)
+        policy = statistics_policy(params, chosen.trainable, "frozen") if still else ""
+        parts.append(str(describe(params, chosen, tx=optax.adamw(1e-4), policy=policy)))
     return "\n\n".join(parts)
 
 

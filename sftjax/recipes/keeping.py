@@ -13,11 +13,11 @@ from sftjax.core import PyTree
 from sftjax.data import Table, read
 from sftjax.evaluate import Retention, predict, retention
 from sftjax.hub import Tokenizer
-from sftjax.models import TextEncoder, split
+from sftjax.models import ImageModel, TextEncoder, split
 from sftjax.recipes.deciding import pretrained
-from sftjax.recipes.streams import Stream, in_order
-from sftjax.recipes.text_parts import model_with
+from sftjax.recipes.streams import Batched, Stream, in_order
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows
+from sftjax.recipes.trunks import embedding
 from sftjax.recipes.worn import PLAIN, Worn
 
 SOFTMAX = ("single_label_classification",)
@@ -37,22 +37,22 @@ class Reference:
 
 
 class Embedder:
-    """Mean-pooled embeddings of a model's trunk, compiled once a batch shape."""
+    """Embeddings of a model's trunk (of text mean-pooled), compiled once a batch shape."""
 
-    def __init__(self, model: TextEncoder, cut: int | None = None, worn: Worn = PLAIN):
+    def __init__(self, model: TextEncoder | ImageModel, cut: int | None = None, worn: Worn = PLAIN):
         """Take the model whose trunk embeds; its head is left aside.
 
         With a `cut`, batches hold what the lowest blocks give (see `above_prefix`); with adapters,
         it is called with params that wear them.
         """
-        trunk = model_with(model, "mean")
+        trunk = embedding(model)
         apply = worn.beside(trunk.apply if cut is None else split(trunk, cut).upper)
         self._apply = jax.jit(lambda params, batch: apply(params, batch, None))
 
-    def __call__(self, params: PyTree, rows: Rows, stream: Stream | None = None) -> np.ndarray:
+    def __call__(self, params: PyTree, rows: Batched, stream: Stream | None = None) -> np.ndarray:
         """Return (N, D) embeddings of the rows; the stream is one pass over them."""
         batches = in_order(rows) if stream is None else stream
-        return predict(self._apply, params, batches, len(rows.encoded))
+        return predict(self._apply, params, batches, rows.size)
 
 
 def reference_rows(
@@ -108,10 +108,10 @@ class Keeper:
 
     def __init__(
         self,
-        model: TextEncoder,
+        model: TextEncoder | ImageModel,
         params: PyTree,
         new: Collection[str],
-        rows: Rows,
+        rows: Batched,
         *,
         group: str | None = None,
         stream: Stream | None = None,
@@ -135,7 +135,7 @@ class Keeper:
         self._run = None
         head = model.head
         # The outputs of a fresh head drift from nothing that pretraining taught.
-        if not new and head.kind == "sequence" and head.problem_type in SOFTMAX:
+        if not new and head.kind in ("sequence", "image") and head.problem_type in SOFTMAX:
             apply = model.apply if cut is None else split(model, cut).upper
             run = PLAIN.beside(apply)
             self._run = jax.jit(lambda params, batch: run(params, batch, None))
@@ -167,4 +167,4 @@ class Keeper:
         features = self.embedder(params, self._rows, self._stream)
         if self._run is None:
             return features, None
-        return features, predict(self._run, params, self._stream, len(self._rows.encoded))
+        return features, predict(self._run, params, self._stream, self._rows.size)

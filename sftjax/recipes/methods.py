@@ -35,6 +35,7 @@ from sftjax.anchor import (
 )
 from sftjax.core import Batch, Objective, PyTree, TrainState, View, flatten, map_with_path
 from sftjax.objectives import Apply, Counts, distill_features, distill_logits, r3f, smart
+from sftjax.recipes.norms import Norms
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.tpgm import projecting
 from sftjax.recipes.weighing import Weighing, weighing_of
@@ -69,6 +70,8 @@ class Parts(NamedTuple):
     """Which positions of the logits count, where a row has several."""
     held_out: Stream | None = None
     """Labelled rows that are not trained on, for a method that learns from such (`holds_out`)."""
+    norms: Norms | None = None
+    """The batch norms of the model, if it may have any."""
 
 
 class Setting(NamedTuple):

@@ -1,45 +1,28 @@
-"""Predict with a saved model: texts from the command line or a file, to the screen or a file.
+"""Predict with a saved model: texts or pictures, to the screen or a file.
 
 sftjax predict runs/a/model --text "A quiet triumph."
 """
 
-import dataclasses
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import tyro
 
 from sftjax.data import Table, read
 from sftjax.evaluate import predict, sigmoid, softmax, table, write_predictions
 from sftjax.hub import load_tokenizer
 from sftjax.recipes.adapter_folder import is_adapter, load_adapted
+from sftjax.recipes.predict_job import Predict
+from sftjax.recipes.predict_pictures import predict_pictures, reads_pictures
 from sftjax.recipes.text_models import load_encoder
 from sftjax.recipes.text_rows import Columns, encode_rows
 
 
-@dataclasses.dataclass(frozen=True)
-class Predict:
-    """Predict with a folder that `sftjax classify` (or anyone) saved: a model, or an adapter."""
-
-    model: tyro.conf.Positional[str]
-    """The model's folder, or a name on the Hub; or an adapter's folder."""
-    text: tuple[str, ...] = ()
-    """Texts to predict."""
-    data: str | None = None
-    """Or a file of them."""
-    column: str = "text"
-    """The file's column of text."""
-    pair: str | None = None
-    """The file's column of second texts."""
-    output: pathlib.Path | None = None
-    """Write to this .csv or .jsonl file instead of the screen."""
-    base: str | None = None
-    """Where the adapter's base is, if it is not where it was."""
-    batch_size: int = 64
-    """Texts at a time."""
+def predict_rows(job: Predict, tell: Callable[[str], None] = print) -> np.ndarray:
+    """Predict texts or pictures, whichever the model reads; see `predict_text`."""
+    run = predict_pictures if reads_pictures(job.model) else predict_text
+    return run(job, tell)
 
 
 def predict_text(job: Predict, tell: Callable[[str], None] = print) -> np.ndarray:

@@ -1,27 +1,31 @@
 """What a labelled run needs before it trains: rows, a model, an objective, and its identity."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sftjax.adapters import parse_adapter
-from sftjax.core import Objective, PyTree
+from sftjax.core import PyTree
 from sftjax.data import Table, cache_folder, hold_out
 from sftjax.hub import LoadReport, load_tokenizer
-from sftjax.models import Head, TextEncoder
-from sftjax.objectives import Apply, objective_of
+from sftjax.models import Head, ImageModel, TextEncoder
+from sftjax.objectives import objective_of
 from sftjax.recipes.keeping import Reference, reference_rows
-from sftjax.recipes.methods import METHODS, parse
+from sftjax.recipes.methods import METHODS, Parts, parse
+from sftjax.recipes.streams import Batched
 from sftjax.recipes.text_models import load_encoder
+from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.text_rows import (
     PROBLEM_TYPES,
     Columns,
     Rows,
+    Task,
     encode_rows,
     labels_of,
     read_splits,
@@ -32,6 +36,8 @@ from sftjax.recipes.training import Training
 @dataclasses.dataclass(frozen=True)
 class Classify:
     """Fine-tune an encoder (BERT, RoBERTa, XLM-R, DistilBERT) on labelled text."""
+
+    command: ClassVar[str] = "classify"
 
     model: str
     """A local folder in the Hub's layout, or the name of a repository on the Hub."""
@@ -63,22 +69,27 @@ class Classify:
 
 
 class Prepared(NamedTuple):
-    """A job, read and tokenised; nothing is compiled yet."""
+    """A job, read and tokenised or decoded; nothing is compiled yet."""
 
-    model: TextEncoder
+    model: TextEncoder | ImageModel
     params: PyTree
     report: LoadReport
     tokenizer: str
-    """Hash of the tokenizer."""
-    train: Rows
-    held_out: Rows | None
+    """Hash of the tokenizer; empty where pictures are read."""
+    train: Batched
+    held_out: Batched | None
     """A share of the training rows that is not trained on, if the method learns from such."""
-    evaluation: Rows
-    reference: Rows
-    objective: Callable[[Apply], Objective]
-    """The task's, of any function that gives logits."""
+    evaluation: Batched
+    reference: Batched
+    parts: Callable[..., Parts]
+    """`(cut=, held_out=) ->` what methods need of the model (see `text_parts`)."""
+    task: Task
     facts: dict[str, Any]
     """What identifies the run: another value of any of these is another run."""
+    group: str | None = None
+    """Column of the reference rows that says which belong together."""
+    redrawn: bool = False
+    """Whether inputs change at random in the step, so that no prefix of theirs can be kept."""
 
     @property
     def new(self) -> tuple[str, ...]:
@@ -134,8 +145,12 @@ def prepare(job: Classify, tell: Callable[[str], None]) -> Prepared:
         held_out,
         evaluation,
         reference_rows(job.reference, evaluation, columns, tokenizer, cache),
-        lambda logits: objective_of(kind, problem_type, logits, **options),
+        functools.partial(
+            text_parts, model, lambda logits: objective_of(kind, problem_type, logits, **options)
+        ),
+        task,
         _facts(job, columns, train, evaluation, report, tokenizer.sha256),
+        job.reference.reference_group,
     )
 
 

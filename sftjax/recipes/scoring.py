@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from sftjax.core import Batch, PyTree
-from sftjax.evaluate import Interval, Undefined, bootstrap, metrics, predict, standard
+from sftjax.evaluate import Interval, metrics, predict, standard, with_intervals
 from sftjax.objectives import (
     binary_cross_entropy,
     cross_entropy,
     squared_error,
     token_cross_entropy,
 )
-from sftjax.recipes.streams import Stream
+from sftjax.recipes.streams import Batched, Stream
 from sftjax.recipes.text_rows import PROBLEM_TYPES, Rows
 
 _LOSSES = {
@@ -49,16 +49,17 @@ def _problem(task: str) -> str:
 class Scorer:
     """Labelled rows, and the compiled model that runs over them."""
 
-    def __init__(self, run: Run, rows: Rows, task: str, stream: Stream):
+    def __init__(self, run: Run, rows: Batched, task: str, stream: Stream):
         """Take the rows, a program that scorers of other rows may share, and the rows' batches."""
         assert rows.labels is not None
         self._run = run
         self._stream = stream
-        self._count = len(rows.encoded)
+        self._count = rows.size
         self._task = task
         self._names = rows.labels.names
         self.labels: Any = rows.labels.values
         if task == "token":
+            assert isinstance(rows, Rows)
             assert rows.encoded.token_labels is not None
             self.labels = np.split(rows.encoded.token_labels, rows.encoded.offsets[1:-1])
 
@@ -75,15 +76,14 @@ class Scorer:
         )
         return {"eval_loss": self._loss(outputs), **found}
 
-    def intervals(self, outputs: Any) -> dict[str, Interval | float]:
-        """Return the same metrics with 95 % bootstrap intervals."""
-        found: dict[str, Interval | float] = {"eval_loss": self._loss(outputs)}
-        for name, metric in standard(_problem(self._task), self._names).items():
-            try:
-                found[f"eval_{name}"] = bootstrap(metric, outputs, self.labels)
-            except Undefined:
-                found[f"eval_{name}"] = float("nan")
-        return found
+    def intervals(
+        self, outputs: Any, groups: Sequence[Any] | None = None
+    ) -> dict[str, Interval | float]:
+        """Return the same metrics with 95 % bootstrap intervals, over rows or whole groups."""
+        usual = standard(_problem(self._task), self._names)
+        found = with_intervals(usual, outputs, self.labels, groups=groups)
+        named = {f"eval_{name}": value for name, value in found.items()}
+        return {"eval_loss": self._loss(outputs), **named}
 
     def _loss(self, outputs: Any) -> float:
         token = self._task == "token"

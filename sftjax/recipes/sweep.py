@@ -16,18 +16,19 @@ from sftjax.core import combine, flatten, partition
 from sftjax.evaluate import Retention
 from sftjax.recipes.above_prefix import NO_PREFIX, above_prefix, cut_of, touched_by
 from sftjax.recipes.deciding import Decision, decide
+from sftjax.recipes.images_job import TuneImages
 from sftjax.recipes.keeping import Keeper
 from sftjax.recipes.methods import METHODS, STRONG, parse
-from sftjax.recipes.prepare import Classify, prepare
+from sftjax.recipes.prepare import Classify, Prepared
 from sftjax.recipes.scoring import Scorer, check_metric
 from sftjax.recipes.streams import in_order, shuffled
 from sftjax.recipes.sweep_fit import fit_runs
 from sftjax.recipes.sweep_report import write_sweep
-from sftjax.recipes.text_parts import text_parts
-from sftjax.recipes.text_rows import Rows
 from sftjax.recipes.training import Training
 from sftjax.recipes.worn import Worn, told_of, wear
 from sftjax.train import SweepFit, claim, name_of, parse_grid, replicate, take_run
+
+Job = Classify | TuneImages
 
 SWEPT = ("none", *STRONG)
 """The anchors whose runs differ in numbers alone."""
@@ -101,30 +102,35 @@ def training_of_run(training: Training, run: dict[str, float]) -> Training:
     return dataclasses.replace(training, **{**run, "seed": int(run["seed"])})  # type: ignore[arg-type]
 
 
-def sweep(job: Classify, tell: Callable[[str], None] = print) -> Swept:
+def sweep(job: Job, ready: Prepared, tell: Callable[[str], None] = print) -> Swept:
     """Train and evaluate every run of `job.sweep` and write the folder; no model is saved.
 
     The runs share the frozen trunk and the batches (the order of rows is that of `--seed`); each
     run's seed draws its new head and dropout.
+
+    Args:
+      job: what to do.
+      ready: the job, read.
+      tell: is given what a person wants to read on the way.
 
     Raises:
       ValueError: for bad input, before anything is compiled.
     """
     training = job.training
     runs = runs_of(job.sweep, training)
-    ready = prepare(job, tell)
     model, params, new = ready.model, ready.params, ready.new
     stream = shuffled(ready.train, training.rows, training.seed)
     key = jax.random.key(training.seed)
     worn = wear(training.adapter, params, new, key, quantize=training.quantize)
     for text in told_of(worn, params):
         tell(text)
-    parts = worn.parts(text_parts(model, ready.objective))
+    parts = worn.parts(ready.parts())
     num_steps = training.num_steps(stream.steps_per_epoch)
     prefix = NO_PREFIX
-    if not training.dropout and cut_of(model, touched_by(params, new, [training])):
+    still = not training.dropout and not ready.redrawn
+    if still and cut_of(model, touched_by(params, new, [training])):
         prefix = above_prefix(model, worn.base, ready.report, training, ready.tokenizer, tell)
-        parts = worn.parts(text_parts(model, ready.objective, cut=prefix.cut))
+        parts = worn.parts(ready.parts(cut=prefix.cut))
     plans = [
         decide(
             worn.params, worn.new, parts, training_of_run(training, r), training.rules(), num_steps,
@@ -132,7 +138,7 @@ def sweep(job: Classify, tell: Callable[[str], None] = print) -> Swept:
         )
         for r in runs
     ]  # fmt: skip
-    _check(job, runs, worn, plans[0], ready.evaluation)
+    _check(job, ready, runs, worn, plans[0])
     claim(job.output_dir, ready.facts)
 
     stream = prefix.above(ready.train, stream)
@@ -142,12 +148,12 @@ def sweep(job: Classify, tell: Callable[[str], None] = print) -> Swept:
     scorer = Scorer(
         jax.jit(lambda p, batch: parts.logits(p, batch, None)),
         ready.evaluation,
-        job.columns.task,
+        ready.task,
         prefix.above(ready.evaluation, once),
     )
     keeper = Keeper(
         model, params, new, ready.reference,
-        group=job.reference.reference_group,
+        group=ready.group,
         stream=prefix.above(ready.reference, in_order(ready.reference)),
         cut=prefix.cut,
     )  # fmt: skip
@@ -200,8 +206,12 @@ def kept_columns(kept: Retention) -> dict[str, float]:
     return columns
 
 
-def _check(job: Classify, runs: list[Any], worn: Worn, plan: Decision, rows: Rows) -> None:
-    training = job.training
+def _check(job: Job, ready: Prepared, runs: list[Any], worn: Worn, plan: Decision) -> None:
+    training, rows = job.training, ready.evaluation
+    if plan.policy is not None and plan.policy.adapt + plan.policy.recalibrate:
+        raise ValueError(
+            "runs of a sweep share the statistics of batch norms; use --statistics frozen"
+        )
     moves = flatten(plan.selection.trainable)
     if len({run["seed"] for run in runs}) > 1:
         if not worn.new and not training.dropout:
@@ -215,4 +225,4 @@ def _check(job: Classify, runs: list[Any], worn: Worn, plan: Decision, rows: Row
                 "could not draw it; train it too (--train head) or sweep no seeds"
             )
     assert rows.labels is not None
-    check_metric(training.metric_for_best_model, job.columns.task, rows.labels.names)
+    check_metric(training.metric_for_best_model, ready.task, rows.labels.names)

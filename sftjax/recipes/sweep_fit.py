@@ -13,6 +13,7 @@ from jax import Array
 from sftjax.anchor import adamw
 from sftjax.core import PyTree, count, flatten, holes, map_with_path, partition
 from sftjax.recipes.deciding import Decision
+from sftjax.recipes.images_job import TuneImages
 from sftjax.recipes.prepare import Classify, Prepared
 from sftjax.recipes.progress import progress
 from sftjax.recipes.streams import Stream
@@ -43,7 +44,7 @@ UNWEIGHED = Weighing(0.0, 0.0, 0.0)
 
 
 def fit_runs(
-    job: Classify,
+    job: Classify | TuneImages,
     runs: list[dict[str, float]],
     plans: list[Decision],
     parts: Any,

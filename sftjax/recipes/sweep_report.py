@@ -12,6 +12,7 @@ from typing import Any
 
 from sftjax.evaluate import paired_difference, summarize, table, table_markdown
 from sftjax.evaluate.figure import COLOURS, MARKERS, figure, head, save, tidy
+from sftjax.recipes.images_job import TuneImages
 from sftjax.recipes.prepare import Classify
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.training import LESS_IS_BETTER
@@ -22,7 +23,7 @@ Row = dict[str, Any]
 
 
 def write_sweep(
-    job: Classify,
+    job: Classify | TuneImages,
     rows: list[Row],
     fitted: SweepFit,
     num_steps: int,
@@ -120,13 +121,13 @@ def draw(rows: Sequence[Row], by: Sequence[str], main: str, folder: pathlib.Path
     ]  # fmt: skip
 
 
-def command_of(job: Classify, changes: dict[str, Any], output_dir: str) -> str:
+def command_of(job: Classify | TuneImages, changes: dict[str, Any], output_dir: str) -> str:
     """Return the command line of a single run of the job with other training settings."""
     training = dataclasses.replace(job.training, **changes)
     single = dataclasses.replace(
         job, sweep="", training=training, output_dir=pathlib.Path(output_dir)
     )
-    return " ".join(["sftjax classify", *_arguments(single)])
+    return " ".join([f"sftjax {job.command}", *_arguments(single)])
 
 
 def _arguments(job: Any) -> list[str]:
@@ -147,7 +148,7 @@ def _arguments(job: Any) -> list[str]:
     return words
 
 
-def _chosen(job: Classify, means: list[Row], by: Sequence[str]) -> list[str]:
+def _chosen(job: Classify | TuneImages, means: list[Row], by: Sequence[str]) -> list[str]:
     metric = job.training.metric_for_best_model
     sound = [row for row in means if math.isfinite(row[metric])]
     if not sound:

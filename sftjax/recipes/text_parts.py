@@ -1,16 +1,16 @@
 """The parts of a text model that methods of holding on need, whole or above a kept prefix."""
 
-import dataclasses
 from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import Array
 
 from sftjax.core import Batch, Objective, PyTree
-from sftjax.models import Head, TextEncoder, split
+from sftjax.models import TextEncoder, split
 from sftjax.objectives import Apply
 from sftjax.recipes.methods import Parts
 from sftjax.recipes.streams import Stream
+from sftjax.recipes.trunks import embedding
 
 
 def text_parts(
@@ -29,32 +29,26 @@ def text_parts(
         give as `hidden` (see `train.keep_prefix`). `None` computes all of them.
       held_out: batches of rows that are not trained on, for methods that learn from such.
     """
-    embedder = model_with(model, "mean")
+    embedder = embedding(model)
     lower, upper = split(model, 0)
 
     def rest(params: PyTree, h: Array, batch: Batch, key: Array | None) -> Array:
         return upper(params, {**batch, "hidden": h}, key)
 
     if cut is None:
-        return Parts(objective, model.apply, _unit(embedder.apply), lower, rest, held_out=held_out)
+        return Parts(objective, model.apply, unit(embedder.apply), lower, rest, held_out=held_out)
     upper = split(model, cut).upper
     return Parts(
         objective,
         upper,
-        _unit(split(embedder, cut).upper),
+        unit(split(embedder, cut).upper),
         lambda params, batch: batch["hidden"],
         rest,
         held_out=held_out,
     )
 
 
-def model_with(model: TextEncoder, kind: str) -> TextEncoder:
-    """Return the same trunk with a head that has no weights of its own."""
-    head = Head(kind)
-    return dataclasses.replace(model, head=head, module=model.module.clone(head=head))
-
-
-def _unit(features: Apply) -> Apply:
+def unit(features: Apply) -> Apply:
     """Give features of mean square 1, so that a distance means the same for every model."""
 
     def scaled(params: PyTree, batch: Batch, key: Array | None) -> Array:

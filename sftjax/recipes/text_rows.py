@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sftjax.data import (
     Batches,
@@ -58,6 +58,25 @@ class Rows(NamedTuple):
     table: Table
     encoded: Encoded
     labels: Labels | None
+
+    @property
+    def size(self) -> int:
+        """How many rows."""
+        return len(self.encoded)
+
+    @property
+    def mask(self) -> str:
+        """The entry of a batch that marks tokens."""
+        return "attention_mask"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the tokens are, beside the tokenizer."""
+        return {
+            "rows": self.table.fingerprint,
+            "tokens": int(self.encoded.offsets[-1]),
+            "max_length": self.encoded.max_length,
+        }
 
     def batches(self, size: int, *, seed: int = 0, shuffle: bool = False) -> Batches:
         """Cut the rows into batches."""

@@ -111,3 +111,51 @@ class Command:
 def command():
     """The command line, as a process."""
     return Command
+
+
+def _saved_images(folder, config, seed=0):
+    """Save a random model of images that was "pretrained" to tell three classes."""
+    model = build(config, Head("image", ("x", "y", "z")))
+    save(folder, model, jax.jit(model.init)(jax.random.key(seed)))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3,
+                    "image_std": [0.5] * 3, "do_normalize": True})
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_resnet(tmp_path_factory) -> pathlib.Path:
+    """A ResNet of two small stages, in the Hub's layout."""
+    config = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16],
+              "depths": [1, 1], "layer_type": "basic"}  # fmt: skip
+    return _saved_images(tmp_path_factory.mktemp("tiny-resnet"), config)
+
+
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory) -> pathlib.Path:
+    """A ViT of two small layers, in the Hub's layout."""
+    config = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 2,
+              "num_attention_heads": 2, "intermediate_size": 32, "image_size": 16,
+              "patch_size": 4}  # fmt: skip
+    return _saved_images(tmp_path_factory.mktemp("tiny-vit"), config)
+
+
+@pytest.fixture(scope="session")
+def cells(tmp_path_factory) -> pathlib.Path:
+    """A manifest of pictures of three kinds, which colour tells apart, from 24 patients."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("cells")
+    rng = np.random.default_rng(0)
+    colours = {"red": (150, 60, 60), "white": (130, 120, 150), "plate": (70, 60, 150)}
+    lines = ["path,label,patient,age"]
+    for patient in range(24):
+        for number, (name, colour) in enumerate(colours.items()):
+            for copy in range(3 if name == "red" else 1):
+                pixels = rng.normal(colour, 40, (20, 18, 3)).clip(0, 255).astype(np.uint8)
+                file = f"{patient}-{number}-{copy}.png"
+                Image.fromarray(pixels).save(folder / file)
+                lines.append(f"{file},{name},p{patient},{20 + 3 * patient}")
+    (folder / "cells.csv").write_text("\n".join(lines) + "\n")
+    return folder / "cells.csv"

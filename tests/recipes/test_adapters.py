@@ -21,7 +21,6 @@ from sftjax.recipes.finetune import finetune
 from sftjax.recipes.predict import Predict, predict_text
 from sftjax.recipes.prepare import prepare
 from sftjax.recipes.streams import shuffled
-from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.text_rows import Columns
 from sftjax.recipes.training import Training
 from sftjax.recipes.worn import wear
@@ -234,7 +233,7 @@ def tuned(ready, *words, **options):
     held_out = shuffled(ready.held_out, 8, 0)
     found = finetune(
         worn.params, worn.new,
-        worn.parts(text_parts(ready.model, ready.objective, held_out=held_out)),
+        worn.parts(ready.parts(held_out=held_out)),
         shuffled(ready.train, 8, 0), training, held=worn.held,
     )  # fmt: skip
     weights = flatten(worn.weights(found.params))
