@@ -56,8 +56,6 @@ CASES = {
         "target_modules": ["k", "v", "wo"], "feedforward_modules": ["wo"]}),
     "bart-lora": Case("bart", "LoraConfig", {
         "r": 4, "lora_alpha": 8, "target_modules": "all-linear"}),
-    "bart-dora": Case("bart", "LoraConfig", {
-        "r": 4, "use_dora": True, "target_modules": ["q_proj", "fc2"]}),
     "bart-ia3": Case("bart", "IA3Config", {
         "target_modules": ["k_proj", "v_proj", "fc2"], "feedforward_modules": ["fc2"]}),
     "llama-lora": Case("llama-untied-biases", "LoraConfig", {
