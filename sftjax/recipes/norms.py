@@ -95,6 +95,9 @@ def measured_anew(
         return params
     apply_moving = norms.apply_moving
     rest, statistics = take_statistics(params, policy.recalibrate)
+    # On one device: copies on several would each run every batch, many of them in flight at once,
+    # which jax's CPU client with several devices on few cores does not survive (it deadlocks).
+    rest, statistics = jax.device_get((rest, statistics))
     batches = (stream.at(step) for step in range(min(stream.steps_per_epoch, ENOUGH)))
     return combine(
         rest,

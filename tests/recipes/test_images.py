@@ -145,7 +145,7 @@ def test_statistics_are_measured_anew(resnet):
 
 
 def test_from_scratch_all_is_new(tiny_resnet, cells, tmp_path):
-    wanted = job(tiny_resnet, cells, tmp_path / "a", dataclasses.replace(QUICK, train=()),
+    wanted = job(tiny_resnet, cells, tmp_path / "a", dataclasses.replace(QUICK, train=(), seed=1),
                  scratch=True, rows_per_class=4)  # fmt: skip
     ready = prepare_images(wanted, silent)
     every = set(flatten(ready.run.params))
