@@ -57,7 +57,7 @@ def test_lora_learns_answers_and_leaves_a_folder_that_talks(places):
     assert metrics["before_reference_loss"] > 0
     assert any("learned" in text for text in told)
     answered = [text for text in told if text.startswith(f"{found.samples[0]['question']} - ")]
-    assert len(answered) == 2  # at each evaluation
+    assert len(answered) >= 2  # at each evaluation
     written = json.loads((job.output_dir / "metrics.json").read_text())
     assert written["after_eval_loss"] == pytest.approx(metrics["after_eval_loss"])
     assert len(written["samples"]) == 2
