@@ -125,12 +125,21 @@ def chat(job: TuneChat, tell: Callable[[str], None] = print) -> Chatted:
     first = evaluation.rows[: job.samples]
     asked = conversations(tables[1].take(first)) if len(first) else []
     samples = _asked(asked)
-    write = greedy(decoder, job.max_new_tokens)
     said = [one._replace(messages=one.messages[:-1]) for one in asked if one.messages]
-    if said:
-        plain = dequantize_tree(worn.base)
-        for row, text in zip(samples, answers(write, decoder, plain, said), strict=True):
-            row["before"] = text
+    write = greedy(decoder, job.max_new_tokens) if said else None
+
+    def spoken(plain: PyTree) -> list[str]:
+        return [] if write is None else answers(write, decoder, plain, said)
+
+    for row, text in zip(samples, spoken(dequantize_tree(worn.base)), strict=True):
+        row["before"] = text
+
+    def evaluated(params: PyTree) -> dict[str, float]:
+        found = {f"eval_{name}": value for name, value in held(params).items()}
+        if said and worn.mergeable:
+            for row, text in zip(samples, spoken(worn.weights(params)), strict=True):
+                tell(f"{row['question']} - {text}")
+        return found
 
     tuned = finetune(
         worn.params,
@@ -138,15 +147,15 @@ def chat(job: TuneChat, tell: Callable[[str], None] = print) -> Chatted:
         worn.parts(chat_parts(job, decoder.model, worn)),
         Stream(batches.steps_per_epoch, batches.at),
         training,
-        evaluate=lambda params: {f"eval_{name}": v for name, v in held(params).items()},
+        evaluate=evaluated,
         checkpoint_folder=job.output_dir / "checkpoints",
         tell=tell,
         held=worn.held,
     )
     metrics |= measured(tuned.params, "after")
     weights = worn.weights(tuned.params)
-    if said and worn.mergeable:
-        for row, text in zip(samples, answers(write, decoder, weights, said), strict=True):
+    if worn.mergeable:
+        for row, text in zip(samples, spoken(weights), strict=True):
             row["after"] = text
     write_run(job, decoder, worn, tuned, weights, metrics, samples, str(batches.report))
     tell(measures_table(metrics))

@@ -16,6 +16,7 @@ from sftjax.data import ASSETS, fetch
 from sftjax.hub import outline
 from sftjax.models import CausalModel, Head, Model, Seq2SeqModel, TextEncoder
 from sftjax.objectives import Apply, objective_of, sequence_to_sequence, slice_of
+from sftjax.recipes.average import averaging
 from sftjax.recipes.chat_job import TuneChat
 from sftjax.recipes.chat_parts import chat_parts, check_head, not_on_the_head
 from sftjax.recipes.deciding import decide
@@ -91,7 +92,9 @@ def plan(job: Plan, tell: Callable[[str], None] = print) -> Planned:
     decision = decide(
         worn.params, worn.new, worn.parts(parts), training, training.rules(), steps, held=worn.held
     )
-    method, anchor = decision.method, decision.anchor
+    moving, anchor = partition(worn.params, decision.selection.trainable)[0], decision.anchor
+    fresh = [path for path in worn.new if path not in worn.held]
+    method = averaging(decision.method, training.average, steps, moving, fresh)
     if method.importance is not None and method.weigh is None:
         raise ValueError(
             f"--anchor {training.anchor} moves scalars that only the data decide; plan it without "
@@ -112,15 +115,14 @@ def plan(job: Plan, tell: Callable[[str], None] = print) -> Planned:
     distils = training.anchor.partition(":")[0] in ("features", "logits")
     seen = parts.objective(worn.parts(parts).logits) if distils else method.objective
     memory = step_memory(step, seen, state, fixed, batch, accumulate=accumulate, view=method.view)
-    moving = count(partition(worn.params, decision.selection.trainable)[0])
-    size = training.per_device_train_batch_size
+    trained, size = count(moving), training.per_device_train_batch_size
     tell(
-        f"{job.model}: a {model.family} of {count(params):,} parameters; trained: {moving:,}; rows "
-        f"of {job.length:,} tokens on a device at a time: {size}"
+        f"{job.model}: a {model.family} of {count(params):,} parameters; trained: {trained:,}; "
+        f"rows of {job.length:,} tokens on a device at a time: {size}"
         + (f", {accumulate} times an update" if accumulate > 1 else "")
     )
     notes = {
-        "gradients": f"float32, of {moving:,} parameters",
+        "gradients": f"float32, of {trained:,} parameters",
         "activations": f"kept for the backward pass, as traced; remat {job.remat}",
         "logits": note,
     }

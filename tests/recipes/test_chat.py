@@ -56,6 +56,8 @@ def test_lora_learns_answers_and_leaves_a_folder_that_talks(places):
     assert metrics["before_eval_perplexity"] == pytest.approx(np.exp(metrics["before_eval_loss"]))
     assert metrics["before_reference_loss"] > 0
     assert any("learned" in text for text in told)
+    answered = [text for text in told if text.startswith(f"{found.samples[0]['question']} - ")]
+    assert len(answered) >= 2  # at each evaluation
     written = json.loads((job.output_dir / "metrics.json").read_text())
     assert written["after_eval_loss"] == pytest.approx(metrics["after_eval_loss"])
     assert len(written["samples"]) == 2
@@ -63,10 +65,10 @@ def test_lora_learns_answers_and_leaves_a_folder_that_talks(places):
     assert (job.output_dir / "plots" / "loss.png").stat().st_size > 1000
     # The saved folder is the base with the adapter merged.
     said = []
-    questions = iter(["What is a prime number?", "/new", "2+2=?", "/bye"])
+    questions = iter(["What is a prime number?", "/bye"])
     model = job.output_dir / "model"
     talk(Talk(str(model), max_new_tokens=4), lambda prompt: next(questions), said.append)
-    assert "".join(said).count("\n") >= 2
+    assert "".join(said).count("\n") >= 1
     base = load_decoder(places[0])
     tuned = load_decoder(model)
     assert tuned.template == base.template
@@ -93,6 +95,10 @@ def test_unpacked_rows_and_the_pull_to_the_base(places):
     rows = ChatRows(max_length=256, packing=False)
     settings = {"adapter": ("lora:r=4",), "max_steps": 6}
     job = job_of(places, "asft", rows=rows, training=settings, dft=True, base_kl=0.1)
+    one, *_ = (places[1]).read_text().splitlines(keepends=True)
+    alike = places[3] / "alike.jsonl"  # rows of one length: one shape to compile
+    alike.write_text(one * 20)
+    job = dataclasses.replace(job, data=str(alike))
     history = chat(job, quiet).tuned.fit.history
     assert any(record.get("base_kl", 0.0) > 0 for record in history)
 

@@ -62,7 +62,7 @@ SETTINGS = {
         "adapter": ("lora:r=4",), "quantize": "nf4-double", "bf16": True,
         "gradient_accumulation_steps": 2,
     },
-    "last": {"train": ("last:1",), "dose": 1.0},
+    "last": {"train": ("last:1",), "dose": 1.0, "average": "ema:0.9", "optim": "adamw-bf16"},
 }  # fmt: skip
 
 
