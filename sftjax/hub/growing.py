@@ -51,7 +51,8 @@ def grow_words(model: Text, params: PyTree, count: int) -> Grown:
     if count < 1:
         raise ValueError(f"{count} new words; at least 1 is needed")
     words = int(model.config["vocab_size"]) + count
-    larger = build(dict(model.config) | {"vocab_size": words}, model.head, dtype=model.dtype)
+    dtype = model.module.dtype if isinstance(model, TextEncoder) else model.dtype
+    larger = build(dict(model.config) | {"vocab_size": words}, model.head, dtype=dtype)
     if isinstance(model, CausalModel):
         larger = dataclasses.replace(larger, remat=model.remat)  # type: ignore[type-var]
     wanted = {path: tuple(leaf.shape) for path, leaf in flatten(larger.shapes()).items()}

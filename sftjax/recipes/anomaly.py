@@ -60,8 +60,8 @@ def anomaly(job: Anomaly, tell: Callable[[str], None] = print) -> Strange:
             "0 and 1"
         )
     tables, group = normal_and_others(job, tell)
-    heads = {"head": Head("features")} if not set(job.methods) & set(OF_LOGITS) else {}
-    loaded = load_images_model(job.model, size=job.image_size, **heads)
+    head = None if set(job.methods) & set(OF_LOGITS) else Head("features")
+    loaded = load_images_model(job.model, head, size=job.image_size)
     tell(str(loaded.report))
     stages = job.stages or middle(loaded.model.stages)
     viewer = Viewer(loaded.model, loaded.params, job.methods, stages)

@@ -53,7 +53,7 @@ def normal_and_others(
         others = np.flatnonzero(~normal)
         if group is not None:
             used = {str(value) for value in own[group]}
-            apart = [row for row in others if str(first[group][row]) not in used]
+            apart = [row for row in others if str(first[group][int(row)]) not in used]
             if len(apart) < len(others):
                 tell(
                     f"{len(others) - len(apart)} strange pictures of {len(others)} share a {group} "

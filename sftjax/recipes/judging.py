@@ -95,9 +95,9 @@ def fit_judge(
             "by: probabilities are left as they are."
         )
     elif calibrate in fits:
-        scaling = fits[calibrate](logits, labels)
+        found = scaling = fits[calibrate](logits, labels)
         if calibrate == "temperature":
-            said.append(f"Temperature {scaling.temperature:.3f}, fitted on validation pictures.")
+            said.append(f"Temperature {found.temperature:.3f}, fitted on validation pictures.")
         else:
             said.append("Vector scaling, fitted on validation pictures.")
     judge = Judge(names, shift, scaling, {})

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -60,12 +60,15 @@ class PictureRows:
         assert self.labels is not None
         return np.bincount(np.asarray(self.labels.values), minlength=len(self.labels.names))
 
-    @cached_property
+    @property
     def identity(self) -> dict[str, Any]:
         """What the pixels are, wherever they were read from."""
         pixels, processor = self.images.pixels, self.images.processor
-        digest = hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
-        return {"pixels": digest, "shape": list(pixels.shape), "processor": list(processor)}
+        return {"pixels": self._digest, "shape": list(pixels.shape), "processor": list(processor)}
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self.images.pixels).data).hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -256,7 +259,7 @@ def tell_of_pictures(
 def _enough(table: Table, columns: PictureColumns, group: str | None, parts: int) -> None:
     """Refuse a class that cannot be both learned and measured."""
     labels = [str(value) for value in table[columns.label]]
-    units: Sequence[Any] = range(len(table)) if group is None else table[group]
+    units: Any = range(len(table)) if group is None else table[group]
     for name in dict.fromkeys(labels):
         rows = [row for row, label in enumerate(labels) if label == name]
         have = len({str(units[row]) for row in rows})

@@ -52,7 +52,7 @@ def predict_pictures(job: Predict, tell: Callable[[str], None] = print) -> np.nd
     if job.data is None or job.text:
         raise ValueError(f"{job.model} reads pictures; say where they are with --data")
     if is_adapter(job.model):
-        model, apply, params, report = load_adapted(job.model, job.base)
+        model, apply, params, report, _ = load_adapted(job.model, job.base)
         processor = load_images_model(report.source, model.head).processor
     else:
         model, params, report, processor = load_images_model(job.model)

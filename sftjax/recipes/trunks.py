@@ -14,6 +14,8 @@ def model_with(model: M, kind: str, stage: str = "") -> M:
     return dataclasses.replace(model, head=head, module=model.module.clone(head=head))
 
 
-def embedding(model: M) -> M:
+def embedding(model: TextEncoder | ImageModel) -> TextEncoder | ImageModel:
     """Return the trunk that gives one vector a row: of text the mean, of a picture its features."""
-    return model_with(model, "features" if isinstance(model, ImageModel) else "mean")
+    if isinstance(model, ImageModel):
+        return model_with(model, "features")
+    return model_with(model, "mean")
