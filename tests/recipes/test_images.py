@@ -188,7 +188,7 @@ def test_a_kept_prefix_changes_nothing(resnet, tmp_path, monkeypatch):
 
 
 def test_many_runs_in_one_step(tiny_vit, cells, tmp_path):
-    training = dataclasses.replace(QUICK, train=("last:1",))
+    training = dataclasses.replace(QUICK, train=("last:1",), max_steps=12)
     swept = images(
         job(tiny_vit, cells, tmp_path / "a", training, sweep="dose=0|4", rows_per_class=8), silent
     )
