@@ -117,7 +117,12 @@ def plan_adapter(
         kind.check(site)
         planned.append(Planned(site, kind))
     if not planned:
-        raise ValueError(f"{kind.name} finds no module to sit beside; see target_modules")
+        have = [path.rpartition("/")[2] for path in modules if _join(path, "kernel") in leaves]
+        some = ", ".join(list(dict.fromkeys(have))[:8]) or "none with a kernel"
+        raise ValueError(
+            f"{kind.name} finds no linear layer to sit beside; name its modules yourself, as "
+            f"convolutions are only taken by name (target_modules, targets=...): there are {some}"
+        )
     return Plan(tuple(planned))
 
 

@@ -108,6 +108,20 @@ def is_adapter(folder: str) -> bool:
     return any((pathlib.Path(folder) / name).is_file() for name in (OURS, PEFTS))
 
 
+def head_of(folder: str) -> Head | None:
+    """Return the head that an adapter's folder names; None where it was not written by sftjax."""
+    path = pathlib.Path(folder)
+    if (path / OURS).is_file():
+        about = json.loads((path / OURS).read_text("utf8"))
+        labels = about["labels"]
+    else:
+        about = TensorFile(path / PEFT_TENSORS).metadata
+        if "head" not in about:
+            return None
+        labels = json.loads(about["labels"])
+    return Head(about["head"], tuple(labels), about["problem_type"])
+
+
 def load_adapted(
     folder: str, base: str | None = None, load: Callable[..., Any] = load_encoder
 ) -> Adapted:
@@ -125,17 +139,15 @@ def load_adapted(
     path = pathlib.Path(folder)
     ours = (path / OURS).is_file()
     config = json.loads((path / (OURS if ours else PEFTS)).read_text("utf8"))
-    about = config if ours else TensorFile(path / PEFT_TENSORS).metadata
     where = base or config.get("base" if ours else "base_model_name_or_path")
     if not where:
         raise ValueError(f"{folder} does not say which base it is for; give --base")
-    if "head" not in about:
+    head = head_of(folder)
+    if head is None:
         raise ValueError(
             f"{folder} was not written by sftjax and does not name its classes; load it in Python "
             "(hub.load with labels=[...], then hub.load_adapter), which can save the merged model"
         )
-    labels = about["labels"] if ours else json.loads(about["labels"])
-    head = Head(about["head"], tuple(labels), about["problem_type"])
     try:
         find = load_images_model if head.kind == "image" else load
         model, params, report, *_ = find(where, head=head)

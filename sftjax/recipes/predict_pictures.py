@@ -3,7 +3,6 @@
 sftjax predict runs/d/model --data new-scans/
 """
 
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ from sftjax.evaluate import predict, softmax, table, write_predictions
 from sftjax.hub.config import read_config
 from sftjax.hub.source import find_folder
 from sftjax.models.image_model import IMAGE_FAMILIES
-from sftjax.recipes.adapter_folder import OURS, is_adapter, load_adapted
+from sftjax.recipes.adapter_folder import head_of, is_adapter, load_adapted
 from sftjax.recipes.image_models import folder_of, load_images_model
 from sftjax.recipes.judging import Judge, load_judge
 from sftjax.recipes.picture_parts import normalizing
@@ -29,8 +28,8 @@ from sftjax.recipes.streams import in_order
 def reads_pictures(name: str) -> bool:
     """Tell whether a model, or an adapter's base, reads pictures."""
     if is_adapter(name):
-        ours = pathlib.Path(name) / OURS
-        return ours.is_file() and json.loads(ours.read_text("utf8"))["head"] == "image"
+        head = head_of(name)
+        return head is not None and head.kind == "image"
     folder = folder_of(name)
     if pathlib.Path(folder).is_file():
         return True  # a bare file of weights: only models of images are read from such

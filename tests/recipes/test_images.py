@@ -18,6 +18,8 @@ from sftjax.recipes.image_models import load_images_model
 from sftjax.recipes.images import about, images
 from sftjax.recipes.images_job import PictureColumns, TuneImages
 from sftjax.recipes.inspect import Inspect, inspect
+from sftjax.recipes.predict import predict_rows
+from sftjax.recipes.predict_job import Predict
 from sftjax.recipes.prepare_images import prepare_images
 from sftjax.recipes.streams import shuffled
 from sftjax.recipes.training import Training
@@ -173,6 +175,20 @@ def test_from_scratch_all_is_new(tiny_resnet, cells, tmp_path):
 def test_methods_work_on_pictures(options, vit):
     moved, _, _ = tuned(vit, **options)
     assert any("encoder/layer/1" in path for path in moved)
+
+
+def test_convolutions_wear_adapters_by_name(tiny_resnet, cells, tmp_path):
+    word = "lora:r=2,targets=convolution"
+    training = dataclasses.replace(QUICK, adapter=(word,), train=())
+    images(job(tiny_resnet, cells, tmp_path / "a", training), silent)
+    beside, merged = (
+        predict_rows(Predict(str(tmp_path / "a" / kind), data=str(cells)), silent)
+        for kind in ("adapter", "model")
+    )
+    np.testing.assert_allclose(beside, merged, atol=1e-4)
+    plain = dataclasses.replace(training, adapter=("lora:r=2",))
+    with pytest.raises(ValueError, match="only taken by name"):
+        images(job(tiny_resnet, cells, tmp_path / "b", plain), silent)
 
 
 def test_a_kept_prefix_changes_nothing(resnet, tmp_path, monkeypatch):
