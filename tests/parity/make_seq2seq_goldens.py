@@ -68,6 +68,11 @@ def torch_results(case):
     model, shapes = torch_model(case)
     batch, labels = seq2seq.inputs(case), seq2seq.labels(case)
     source = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if model.config.model_type == "mbart":
+        # Given labels alone, torch would put their last token, a language by its convention, first.
+        taught = np.where(labels < 0, model.config.pad_token_id, labels)
+        start = np.full((len(labels), 1), model.config.decoder_start_token_id)
+        source["decoder_input_ids"] = np.concatenate([start, taught[:, :-1]], 1)
     with torch.no_grad():
         logits = model(**tensors(batch)).logits.numpy()
         target = torch.from_numpy(labels).long()
