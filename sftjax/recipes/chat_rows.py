@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 
 from sftjax.core import PyTree
 from sftjax.data import (
-    ASSETS,
     Chat,
     ChatTemplate,
     Table,
@@ -20,6 +19,7 @@ from sftjax.data import (
 )
 from sftjax.hub import LoadReport, Tokenizer, load, load_chat_files, load_tokenizer
 from sftjax.models import CausalModel
+from sftjax.recipes.named_models import folder_of
 
 CONSTRUCTION = "faq-en-sharegpt.jsonl"
 """The file of the asset construction-faq that is read where it is named as data."""
@@ -76,14 +76,13 @@ def load_decoder(name: str | os.PathLike[str], **how: Any) -> LoadedDecoder:
     and segments what is padding, and weighs it 0, so the stop token itself is learned all the same.
 
     Args:
-      name: a folder, a repository on the Hub, or an asset (`sftjax.data.ASSETS`).
+      name: a folder, a repository on the Hub, or an asset.
       **how: arguments of `hub.load`.
 
     Raises:
       ValueError: if the checkpoint is of another kind of model.
     """
-    where = fetch(os.fspath(name)) if os.fspath(name) in ASSETS else name
-    model, params, report = load(where, head="causal-lm", **how)
+    model, params, report = load(folder_of(name), head="causal-lm", **how)
     if not isinstance(model, CausalModel):
         raise ValueError(
             f"{name} is a {model.family}, and this command talks to a decoder (llama, mistral, "

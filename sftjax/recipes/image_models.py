@@ -8,10 +8,11 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from sftjax.core import PyTree, flatten
-from sftjax.data import ASSETS, Processor, fetch, processor_config, processor_of
+from sftjax.data import Processor, processor_config, processor_of
 from sftjax.hub import LoadReport, load
 from sftjax.models import Head, ImageModel, statistics_of
 from sftjax.models.image_model import IMAGE_FAMILIES
+from sftjax.recipes.named_models import folder_of
 
 
 class LoadedImages(NamedTuple):
@@ -25,23 +26,6 @@ class LoadedImages(NamedTuple):
 
 BESIDE = {"dinov2-small": ("decoder/**",)}
 """Asset -> its tensors that are of another model: the decoder of its package."""
-
-
-def folder_of(name: str) -> str:
-    """Return where a model is: `asset:NAME` is fetched, anything else stands for itself.
-
-    Raises:
-      ValueError: if there is no asset of that name.
-
-    >>> folder_of("runs/a/model")
-    'runs/a/model'
-    """
-    kind, _, asset = name.partition(":")
-    if kind != "asset":
-        return name
-    if asset not in ASSETS:
-        raise ValueError(f"there is no asset {asset!r}; there are: {', '.join(ASSETS)}")
-    return str(fetch(asset))
 
 
 def load_images_model(

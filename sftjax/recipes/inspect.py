@@ -9,6 +9,7 @@ import tyro
 from sftjax.core import PyTree, count, flatten, nbytes
 from sftjax.hub import load
 from sftjax.models import statistics_of, statistics_policy
+from sftjax.recipes.named_models import folder_of
 from sftjax.recipes.training import Training
 from sftjax.select import describe, select, stacks
 
@@ -31,7 +32,7 @@ def inspect(job: Inspect) -> str:
     Raises:
       ValueError: if the checkpoint cannot be read or a rule matches nothing.
     """
-    model, params, report = load(job.model)
+    model, params, report = load(folder_of(job.model))
     parts = [str(report), tree_text(params, job.depth)]
     for stack in stacks(params):
         parts.append(f"blocks: {stack.blocks[0]} ... {stack.blocks[-1]} ({len(stack.blocks)})")

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from sftjax.core import Batch, Fixed, Objective, TrainState, count, partition
-from sftjax.data import ASSETS, fetch
 from sftjax.hub import outline
 from sftjax.models import CausalModel, Head, Model, Seq2SeqModel, TextEncoder
 from sftjax.objectives import Apply, objective_of, sequence_to_sequence, slice_of
@@ -22,6 +21,7 @@ from sftjax.recipes.chat_parts import chat_parts, check_head, not_on_the_head
 from sftjax.recipes.deciding import decide
 from sftjax.recipes.finetune import begin
 from sftjax.recipes.methods import Parts, compiled
+from sftjax.recipes.named_models import folder_of
 from sftjax.recipes.plan_table import device_memory, parse_bytes, plan_table, told_bytes
 from sftjax.recipes.prepare import quantized
 from sftjax.recipes.seq2seq_parts import seq2seq_parts
@@ -81,7 +81,7 @@ def plan(job: Plan, tell: Callable[[str], None] = print) -> Planned:
     if training.phases:
         raise ValueError("--phases are several runs after another; plan the one that moves most")
     room = (parse_bytes(job.memory), "--memory") if job.memory else device_memory()
-    where = str(fetch(job.model)) if job.model in ASSETS else job.model
+    where = folder_of(job.model)
     model, params, new = _outline(where, job)
     adapters = training.adapter
     if isinstance(model, CausalModel):

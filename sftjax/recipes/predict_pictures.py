@@ -17,8 +17,9 @@ from sftjax.hub.config import read_config
 from sftjax.hub.source import find_folder
 from sftjax.models.image_model import IMAGE_FAMILIES
 from sftjax.recipes.adapter_folder import head_of, is_adapter, load_adapted
-from sftjax.recipes.image_models import folder_of, load_images_model
+from sftjax.recipes.image_models import load_images_model
 from sftjax.recipes.judging import Judge, load_judge
+from sftjax.recipes.named_models import folder_of
 from sftjax.recipes.picture_parts import normalizing
 from sftjax.recipes.picture_rows import PictureRows
 from sftjax.recipes.predict_job import Predict

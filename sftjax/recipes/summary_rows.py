@@ -14,7 +14,6 @@ from sftjax.data import (
     Table,
     columns_of,
     encode_pairs,
-    fetch,
     hold_out,
     read,
     splits,
@@ -22,6 +21,7 @@ from sftjax.data import (
 )
 from sftjax.hub import LoadReport, Tokenizer, load
 from sftjax.models import Seq2SeqModel
+from sftjax.recipes.named_models import folder_of
 from sftjax.recipes.streams import Stream
 
 EVAL_ROWS = 32
@@ -158,8 +158,7 @@ def load_writer(name: str, **how: Any) -> LoadedWriter:
     Raises:
       ValueError: if the checkpoint is of another kind of model.
     """
-    where = fetch(name.removeprefix("asset:")) if name.startswith("asset:") else name
-    model, params, report = load(where, **how)
+    model, params, report = load(folder_of(name), **how)
     if not isinstance(model, Seq2SeqModel):
         raise ValueError(
             f"{name} is a {model.family}, and this command writes with an encoder-decoder; choose "

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from sftjax.core import PyTree
 from sftjax.hub import LoadReport, load
 from sftjax.models import TextEncoder
+from sftjax.recipes.named_models import folder_of
 
 
 class LoadedEncoder(NamedTuple):
@@ -22,7 +23,7 @@ def load_encoder(name_or_folder: str | os.PathLike[str], **how: Any) -> LoadedEn
     Raises:
       ValueError: if the checkpoint is of another kind of model.
     """
-    model, params, report = load(name_or_folder, **how)
+    model, params, report = load(folder_of(name_or_folder), **how)
     if not isinstance(model, TextEncoder):
         raise ValueError(
             f"{name_or_folder} is a {model.family}, and this command reads text with an encoder "
