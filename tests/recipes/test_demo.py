@@ -18,7 +18,7 @@ def results(minilm, rated_sentences, tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     command = [
         sys.executable, "-m", "sftjax.cli", "demo", "--output-dir", str(folder),
-        "--train-rows", "480", "--eval-rows", "120", "--retrieval-rows", "300",
+        "--train-rows", "800", "--eval-rows", "150", "--retrieval-rows", "300",
     ]  # fmt: skip
     run = subprocess.run(
         command,
