@@ -17,9 +17,9 @@ from sftjax.data import (
     read,
     splits,
 )
-from sftjax.hub import LoadReport, Tokenizer, load, load_chat_files, load_tokenizer
+from sftjax.hub import LoadReport, Tokenizer, load_chat_files, load_tokenizer
 from sftjax.models import CausalModel
-from sftjax.recipes.named_models import folder_of
+from sftjax.recipes.named_models import load_as
 
 CONSTRUCTION = "faq-en-sharegpt.jsonl"
 """The file of the asset construction-faq that is read where it is named as data."""
@@ -82,12 +82,11 @@ def load_decoder(name: str | os.PathLike[str], **how: Any) -> LoadedDecoder:
     Raises:
       ValueError: if the checkpoint is of another kind of model.
     """
-    model, params, report = load(folder_of(name), head="causal-lm", **how)
-    if not isinstance(model, CausalModel):
-        raise ValueError(
-            f"{name} is a {model.family}, and this command talks to a decoder (llama, mistral, "
-            "qwen2, gemma2 and their kin); choose a checkpoint of one"
-        )
+    takes = (
+        "talks to a decoder (llama, mistral, qwen2, gemma2 and their kin); choose a checkpoint of "
+        "one"
+    )
+    model, params, report = load_as(CausalModel, takes, name, head="causal-lm", **how)
     tokenizer = load_tokenizer(report.folder, pad_as="eos")
     files = load_chat_files(report.folder)
     eos = tokenizer.backend.token_to_id(files.eos_token) if files.eos_token else None

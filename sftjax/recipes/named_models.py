@@ -1,9 +1,15 @@
-"""Models by the names of `sftjax.data.ASSETS`, in every command."""
+"""A command's model: by a name of `sftjax.data.ASSETS` too, and of the kind the command takes."""
 
 import os
 import pathlib
+from typing import Any, TypeVar
 
+from sftjax.core import PyTree
 from sftjax.data import ASSETS, fetch
+from sftjax.hub import LoadReport, load
+from sftjax.models import Model
+
+M = TypeVar("M", bound=Model)
 
 
 def folder_of(name: str | os.PathLike[str]) -> str:
@@ -24,3 +30,23 @@ def folder_of(name: str | os.PathLike[str]) -> str:
     if asset not in ASSETS:
         raise ValueError(f"there is no asset {asset!r}; there are: {', '.join(ASSETS)}")
     return str(fetch(asset))
+
+
+def load_as(
+    kind: type[M], takes: str, name: str | os.PathLike[str], **how: Any
+) -> tuple[M, PyTree, LoadReport]:
+    """Load a checkpoint of one kind of model; `hub.load` says how.
+
+    Args:
+      kind: the class of the model.
+      takes: what the command does with which kind, for the error.
+      name: as `folder_of` takes it.
+      **how: arguments of `hub.load`.
+
+    Raises:
+      ValueError: if the checkpoint is of another kind of model.
+    """
+    model, params, report = load(folder_of(name), **how)
+    if not isinstance(model, kind):
+        raise ValueError(f"{name} is a {model.family}, and this command {takes}")
+    return model, params, report

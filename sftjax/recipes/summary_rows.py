@@ -19,9 +19,9 @@ from sftjax.data import (
     splits,
     texts,
 )
-from sftjax.hub import LoadReport, Tokenizer, load
+from sftjax.hub import LoadReport, Tokenizer
 from sftjax.models import Seq2SeqModel
-from sftjax.recipes.named_models import folder_of
+from sftjax.recipes.named_models import load_as
 from sftjax.recipes.streams import Stream
 
 EVAL_ROWS = 32
@@ -158,13 +158,8 @@ def load_writer(name: str, **how: Any) -> LoadedWriter:
     Raises:
       ValueError: if the checkpoint is of another kind of model.
     """
-    model, params, report = load(folder_of(name), **how)
-    if not isinstance(model, Seq2SeqModel):
-        raise ValueError(
-            f"{name} is a {model.family}, and this command writes with an encoder-decoder; choose "
-            "a checkpoint of one (t5, bart, pegasus, marian)"
-        )
-    return LoadedWriter(model, params, report)
+    takes = "writes with an encoder-decoder; choose a checkpoint of one (t5, bart, pegasus, marian)"
+    return LoadedWriter(*load_as(Seq2SeqModel, takes, name, **how))
 
 
 def pairs_in_order(pairs: Pairs, per_device: int = EVAL_ROWS) -> Stream:

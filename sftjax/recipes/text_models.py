@@ -4,9 +4,9 @@ import os
 from typing import Any, NamedTuple
 
 from sftjax.core import PyTree
-from sftjax.hub import LoadReport, load
+from sftjax.hub import LoadReport
 from sftjax.models import TextEncoder
-from sftjax.recipes.named_models import folder_of
+from sftjax.recipes.named_models import load_as
 
 
 class LoadedEncoder(NamedTuple):
@@ -23,10 +23,8 @@ def load_encoder(name_or_folder: str | os.PathLike[str], **how: Any) -> LoadedEn
     Raises:
       ValueError: if the checkpoint is of another kind of model.
     """
-    model, params, report = load(folder_of(name_or_folder), **how)
-    if not isinstance(model, TextEncoder):
-        raise ValueError(
-            f"{name_or_folder} is a {model.family}, and this command reads text with an encoder "
-            "(bert, roberta, xlm-roberta, distilbert); choose a checkpoint of one of these"
-        )
-    return LoadedEncoder(model, params, report)
+    takes = (
+        "reads text with an encoder (bert, roberta, xlm-roberta, distilbert); choose a checkpoint "
+        "of one of these"
+    )
+    return LoadedEncoder(*load_as(TextEncoder, takes, name_or_folder, **how))
