@@ -19,18 +19,11 @@ def load_module(path):
 
 
 @pytest.fixture(scope="module")
-def smollm2():
+def smollm2(asset_folder):
     """Return SmolLM2's tokenizer and template."""
     from sftjax.hub import load_chat_files, load_tokenizer
 
-    try:
-        folder = fetch("smollm2-135m-instruct")
-    except (OSError, RuntimeError, ValueError) as error:
-        import os
-
-        if os.environ.get("SFTJAX_REQUIRE_ASSETS"):
-            raise
-        pytest.skip(f"smollm2-135m-instruct is not to be had here: {error}")
+    folder = asset_folder("smollm2-135m-instruct")
     return load_tokenizer(folder), load_chat_files(folder)
 
 
