@@ -1,12 +1,14 @@
 """Generation: tokens a second beside torch transformers, the same tokens, in one run.
 
     python benchmarks/generation.py                 # Flan-T5-small, 50 sources; needs torch
-    python benchmarks/generation.py --sources 2 --batches 1 --repeats 1        # a look
+    python benchmarks/generation.py --sources 2 --batches 1 --turns 1 --output o.json   # a look
 
-Prints a row for greedy and beam 4 at each batch size: tokens a second of both after compilation
-(the best of the repeats, taken in turns), their ratio, seconds to compile (without what is kept on
-disk, and again from it), bytes of the cache as counted and as the formula says, and how many texts
-of all sources are equal token for token.
+A row for greedy and beam 4 at each batch size: tokens a second of both after compilation (medians
+of turns; what is written counts, its end too, padding not), how many times as many sftjax writes,
+seconds to compile (without what is kept on disk, and again from it), bytes of the cache as counted
+and as the formula says, and how many texts of all sources are equal token for token.
+
+Expect: at least twice torch's tokens a second.
 """
 
 import argparse
@@ -14,9 +16,11 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+import pairs
 
 from sftjax.core import Batch, PyTree
 from sftjax.data import fetch
@@ -95,79 +99,100 @@ def upto(tokens: Sequence[int], end: int) -> list[int]:
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sources", type=int, default=50)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
-    asked = parser.parse_args()
+    """Measure, print and write."""
+    options = pairs.parser(__doc__, turns=3, steps=1)
+    options.add_argument("--sources", type=int, default=50, help="texts (50)")
+    options.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="(1 16)")
+    options.add_argument("--new-tokens", type=int, default=32, help="most that are written (32)")
+    asked = options.parse_args()
+    watch = pairs.Watch()
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-        compare(asked)
+        rows, facts = compare(asked)
+    pairs.publish("generation", watch.facts(), [rows], {"rows": facts}, asked.output)
 
 
-def compare(asked: argparse.Namespace) -> None:
-    """Run both in turns, and print a row for each setting."""
-
+def compare(asked: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Run both in turns; return a row for the page and one of all timings for each setting."""
     import torch
     import transformers
 
     folder = fetch("flan-t5-titles", progress=False)
     model, params, _ = load(folder)
+    assert isinstance(model, Seq2SeqModel)
     theirs = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
     encoded = [one.ids for one in load_tokenizer(folder).encode(sources(asked.sources))]
     length = -(-max(map(len, encoded)) // 16) * 16
     end = model.config["eos_token_id"]
-
-    def torch_generate(batch: dict[str, np.ndarray], beams: int, room: int):
-        tensors = {name: torch.from_numpy(array).long() for name, array in batch.items()}
-        with torch.no_grad():
-            return theirs.generate(
-                **tensors, num_beams=beams, max_new_tokens=room, do_sample=False
-            )[:, 1:].numpy()
-
-    print(f"Flan-T5-small, {asked.sources} sources of {length} places, {jax.devices()[0]}")
+    rows, facts = [], []
     for beams, size in itertools.product((1, 4), asked.batches):
         settings = read_settings(folder, num_beams=beams, max_new_tokens=asked.new_tokens)
         parts = [encoded[i : i + size] for i in range(0, len(encoded), size)]
         parts = [padded([*part, *[[end]] * (size - len(part))], length) for part in parts]
         run, (cold, kept) = compiling(model, settings, params, parts[0])
-        best, equal, written = [np.inf, np.inf], 0, 0
-        for _ in range(asked.repeats):
-            spent, written, equal = [0.0, 0.0], 0, 0
-            for index, part in enumerate(parts):
-                start = time.perf_counter()
-                ours = jax.block_until_ready(run(params, part))
-                spent[0] += time.perf_counter() - start
-                start = time.perf_counter()
-                reference = torch_generate(part, beams, asked.new_tokens)
-                spent[1] += time.perf_counter() - start
-                count = len(encoded[index * size : (index + 1) * size])
-                written += int(np.asarray(ours.lengths)[:count].sum())
-                equal += sum(
-                    upto(a.tolist(), end) == upto(b.tolist(), end)
-                    for a, b in zip(np.asarray(ours.tokens)[:count], reference[:count], strict=True)
-                )
-            best = [min(pair) for pair in zip(best, spent, strict=True)]
-        rates = [written / spent for spent in best]
-        cache = jax.eval_shape(
-            lambda p, b, room=asked.new_tokens: model.decoder.start(p, b, room)[1], params, parts[0]
-        )
-        held = (cache.moving.own, cache.source.blocks)
-        per_beam = (jax.tree.leaves(held[0]), beams), (jax.tree.leaves(held[1]), 1)
-        counted = sum(
-            times * leaf.size * leaf.dtype.itemsize for leaves, times in per_beam for leaf in leaves
-        )
+        wrote: dict[str, list[list[int]]] = {"sftjax": [], "torch": []}
+
+        def ours(run=run, parts=parts, wrote=wrote) -> pairs.Timing:
+            found, timing = timed(lambda: [jax.block_until_ready(run(params, p)) for p in parts])
+            wrote["sftjax"] = [row for one in found for row in np.asarray(one.tokens).tolist()]
+            return timing
+
+        def peers(parts=parts, beams=beams, wrote=wrote) -> pairs.Timing:
+            asks = [{k: torch.from_numpy(v).long() for k, v in part.items()} for part in parts]
+            told = {"num_beams": beams, "max_new_tokens": asked.new_tokens, "do_sample": False}
+            with torch.no_grad():
+                found, timing = timed(lambda: [theirs.generate(**ask, **told) for ask in asks])
+            wrote["torch"] = [row for one in found for row in one[:, 1:].tolist()]
+            return timing
+
+        turns = pairs.alternate({"sftjax": ours, "torch": peers}, asked.turns, tell=print)
+        texts = {side: [upto(row, end) for row in of[: len(encoded)]] for side, of in wrote.items()}
+        written = sum(len(text) + 1 for text in texts["sftjax"])
+        counted = cache_bytes(model, params, parts[0], asked.new_tokens, beams)
         formula = model.cache_bytes(size, length, asked.new_tokens, beams)
-        print(
-            f"beams {beams}  batch {size:2}  ours {rates[0]:7.1f} tokens/s  torch {rates[1]:7.1f}  "
-            f"ratio {rates[0] / rates[1]:.2f}  compile {cold:.1f} s, from disk {kept:.1f} s  "
-            f"cache {counted} bytes (formula {formula})  equal {equal}/{len(encoded)}",
-            flush=True,
-        )
+        same = sum(map(list.__eq__, texts["sftjax"], texts["torch"]))
+        walls = {side: pairs.median(times).wall for side, times in turns.items()}
+        rows.append({
+            "beams": beams,
+            "batch": size,
+            "sftjax, tokens/s": f"{written / walls['sftjax']:.0f}",
+            "torch, tokens/s": f"{written / walls['torch']:.0f}",
+            "times as many (least..most of a turn)": _times(turns),
+            "compile, s": f"{cold:.1f}",
+            "from disk, s": f"{kept:.1f}",
+            "cache, MB": f"{counted / 1e6:.2f}",
+            "by the formula": f"{formula / 1e6:.2f}",
+            "equal texts": f"{same}/{len(encoded)}",
+        })  # fmt: skip
+        facts.append({**rows[-1], "timings": turns})
+    return rows, facts
+
+
+def timed(run: Callable[[], list[Any]]) -> tuple[list[Any], pairs.Timing]:
+    """Return what a call gives, and what it took."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    out = run()
+    return out, pairs.Timing(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def cache_bytes(
+    model: Seq2SeqModel, params: PyTree, part: Batch, new_tokens: int, beams: int
+) -> int:
+    """Return the bytes that the arrays of the cache really have."""
+    cache = jax.eval_shape(lambda p, b: model.decoder.start(p, b, new_tokens)[1], params, part)
+    parts = ((cache.moving.own, beams), (cache.source.blocks, 1))
+    return sum(
+        times * leaf.size * leaf.dtype.itemsize
+        for held, times in parts
+        for leaf in jax.tree.leaves(held)
+    )
+
+
+def _times(turns: dict[str, list[pairs.Timing]]) -> str:
+    found = pairs.ratio(turns["torch"], turns["sftjax"])
+    return f"{found.medians:.2f} ({found.low:.2f}..{found.high:.2f})"
 
 
 if __name__ == "__main__":

@@ -6,66 +6,36 @@ are gathered over slices of the vocabulary going forward, and the slices are com
 backward, so that no more than (N, chunk) logits ever exist. What is made of the numbers (label
 smoothing, z-loss, weights, DFT) is plain JAX on vectors of length N.
 
+Where the words stand still, nothing is computed again: the mean word $\sum_v p_{iv} w_v$ that the
+gradient of $\log Z_i$ is, is gathered going forward, as attention gathers values.
+
 Slices of the vocabulary, not of the tokens: the gradient of a slice of `words` is then whole after
 one product, with no accumulator beside it, and tokens may lie on many devices.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh, PartitionSpec
 
 from sftjax.core import Loss
+from sftjax.objectives.word_slices import (
+    Drawn,
+    Inputs,
+    Setting,
+    TokenStats,
+    VocabMesh,
+    backward,
+    backward_drawn,
+    forward,
+    forward_alone,
+    over_devices,
+)
 
 SLICE = 2**24
 """Logits that are held at once, where `chunk` is not said: 64 MiB of float32."""
-
-
-class TokenStats(NamedTuple):
-    """What losses need of the logits of N tokens; (N,) float32 each, differentiable but `top`."""
-
-    log_sum: Array
-    """Log of the sum of their exponentials."""
-    chosen: Array
-    """The label's logit."""
-    mean: Array
-    """Over the vocabulary."""
-    top: Array
-    """The largest; the label is the model's choice where `chosen` equals it."""
-    kl: Array
-    r"""$\mathrm{KL}(p_0 \| p)$ from the teacher's distribution; 0 without a teacher."""
-
-    @property
-    def nll(self) -> Array:
-        """(N,) the negative log-likelihood of the labels."""
-        return self.log_sum - self.chosen
-
-
-class VocabMesh(NamedTuple):
-    """Where a vocabulary lies that is cut over devices."""
-
-    mesh: Mesh
-    vocab: str
-    """The mesh axis that the rows of `words` are cut over."""
-    tokens: str | None = None
-    """The mesh axis that the tokens are cut over."""
-
-
-class _Setting(NamedTuple):
-    chunk: int
-    softcap: float | None
-    scale: float
-    sharded: VocabMesh | None
-
-
-class _Inputs(NamedTuple):
-    hidden: Any
-    words: Any
-    teacher: Any
-    """`(hidden, words)` or `()`."""
 
 
 def token_stats(
@@ -111,9 +81,9 @@ def token_stats(
             f"{vocab} words cannot be cut evenly over {sharded.mesh.shape[sharded.vocab]} devices; "
             "pad the words to a multiple"
         )
-    setting = _Setting(chunk, softcap, 1.0 / vocab, sharded)
+    setting = Setting(chunk, softcap, 1.0 / vocab, sharded)
     given = () if teacher is None else jax.lax.stop_gradient(teacher)
-    return _stats(setting, _Inputs(hidden, words, given), labels)
+    return _stats(setting, Inputs(hidden, words, given), labels)
 
 
 def slice_of(tokens: int) -> int:
@@ -174,176 +144,53 @@ def smoothed(stats: TokenStats, label_smoothing: float = 0.0) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _stats(setting: _Setting, inputs: _Inputs, labels: Array) -> TokenStats:
-    return _over_devices(_forward, setting, inputs, (labels,))[0]
+def _stats(setting: Setting, inputs: Inputs, labels: Array) -> TokenStats:
+    return over_devices(forward_alone, setting, inputs, (labels,))[0]
 
 
-def _stats_fwd(setting: _Setting, inputs: Any, labels: Any) -> tuple[TokenStats, Any]:
+def _stats_fwd(setting: Setting, inputs: Any, labels: Any) -> tuple[TokenStats, Any]:
     # A head that is frozen says so here, and its gradient is never computed.
     moves = bool(inputs.words.perturbed)
-    values = _Inputs(*jax.tree.map(lambda primal: primal.value, tuple(inputs), is_leaf=_is_primal))
-    stats, log_sum0 = _over_devices(_forward, setting, values, (labels.value,))
+    values = Inputs(*jax.tree.map(lambda primal: primal.value, tuple(inputs), is_leaf=_is_primal))
+    # A cap or a teacher bends each logit's slope, and one mean word does not tell the gradient.
+    if not moves and setting.softcap is None and not values.teacher:
+        drawing = functools.partial(forward, True)
+        stats, _, drawn = over_devices(drawing, setting, values, (labels.value,))
+        # A dtype cannot be saved, an empty array of it can.
+        like = jnp.zeros(0, values.hidden.dtype)
+        return stats, Drawn(drawn, values.words, labels.value, like)
+    stats, log_sum0, _ = over_devices(forward_alone, setting, values, (labels.value,))
     # `()` or `(0,)`: structure may depend on what moves, values may not.
     return stats, (values, labels.value, stats.log_sum, log_sum0, (0,) if moves else ())
 
 
-def _stats_bwd(setting: _Setting, saved: Any, cotangents: Any) -> tuple[Any, Any]:
-    inputs, labels, log_sum, log_sum0, moves = saved
+def _stats_bwd(setting: Setting, saved: Any, cotangents: Any) -> tuple[Any, Any]:
     weigh = {
-        name: jnp.zeros(log_sum.shape, jnp.float32)
-        if isinstance(value, jax.custom_derivatives.SymbolicZero)
-        else value
+        name: jnp.zeros(value.shape, jnp.float32) if _is_zero(value) else value
         for name, value in cotangents._asdict().items()
     }
-    backward = functools.partial(_backward, bool(moves))
+    if isinstance(saved, Drawn):
+        finish = functools.partial(
+            backward_drawn, (not _is_zero(cotangents.mean), saved.like.dtype)
+        )
+        inputs = Inputs(saved.words_mean, saved.words, ())
+        tokens = (saved.labels, weigh["log_sum"], weigh["chosen"], weigh["mean"])
+        d_hidden = over_devices(finish, setting, inputs, tokens)
+        return Inputs(d_hidden.astype(saved.like.dtype), None, ()), None
+    inputs, labels, log_sum, log_sum0, moves = saved
+    again = functools.partial(backward, bool(moves))
     tokens = (labels, log_sum, log_sum0, weigh["log_sum"], weigh["chosen"], weigh["mean"])
-    d_hidden, d_words = _over_devices(backward, setting, inputs, (*tokens, weigh["kl"]))
+    d_hidden, d_words = over_devices(again, setting, inputs, (*tokens, weigh["kl"]))
     d_words = d_words if moves else None
-    return _Inputs(d_hidden, d_words, jax.tree.map(lambda _: None, inputs.teacher)), None
+    return Inputs(d_hidden, d_words, jax.tree.map(lambda _: None, inputs.teacher)), None
 
 
 _stats.defvjp(_stats_fwd, _stats_bwd, symbolic_zeros=True)
 
 
+def _is_zero(value: object) -> bool:
+    return isinstance(value, jax.custom_derivatives.SymbolicZero)
+
+
 def _is_primal(value: object) -> bool:
     return isinstance(value, jax.custom_derivatives.CustomVJPPrimal)
-
-
-def _slice(setting: _Setting, hidden: Array, words: Array, start: Array, size: int):
-    """Return a slice of the words, of their logits (N, size), and the slope of the cap."""
-    part = jax.lax.dynamic_slice_in_dim(words, start, size).astype(hidden.dtype)
-    z = jnp.einsum("nd,vd->nv", hidden, part, preferred_element_type=jnp.float32)
-    if setting.softcap is None:
-        return part, z, 1.0
-    bent = jnp.tanh(z / setting.softcap)
-    return part, setting.softcap * bent, 1.0 - jnp.square(bent)
-
-
-def _slices(setting: _Setting, vocab: int) -> tuple[int, int]:
-    size = min(setting.chunk, vocab)
-    return size, -(-vocab // size)
-
-
-def _place(index: Array, size: int, vocab: int) -> tuple[Array, Array]:
-    """Return where slice `index` starts, and which of its words the slice before does not hold.
-
-    The last slice ends with the vocabulary, and so may overlap the one before.
-    """
-    start = jnp.minimum(index * size, vocab - size)
-    return start, start + jnp.arange(size) >= index * size
-
-
-def _forward(setting: _Setting, inputs: _Inputs, tokens: tuple[Array]) -> tuple[TokenStats, Array]:
-    hidden, words, teacher = inputs
-    labels = tokens[0] - _offset(setting, words)
-    size, count = _slices(setting, words.shape[0])
-    low = jnp.full(labels.shape, -jnp.inf, jnp.float32)
-    none = jnp.zeros(labels.shape, jnp.float32)
-
-    def body(index: Array, carry: Any) -> Any:
-        top, total, chosen, sums, top0, total0, gap = carry
-        start, fresh = _place(index, size, words.shape[0])
-        _, z, _ = _slice(setting, hidden, words, start, size)
-        higher = jnp.maximum(top, jnp.where(fresh, z, -jnp.inf).max(-1))
-        new = jnp.where(fresh, jnp.exp(z - higher[:, None]), 0.0)
-        total = total * jnp.exp(top - higher) + new.sum(-1)
-        at = labels - start
-        here = (at >= 0) & (at < size) & (labels >= index * size)
-        found = jnp.take_along_axis(z, jnp.clip(at, 0, size - 1)[:, None], 1)[:, 0]
-        chosen = chosen + jnp.where(here, found, 0.0)
-        sums = sums + jnp.where(fresh, z, 0.0).sum(-1)
-        if teacher:
-            z0 = _slice(setting, teacher[0], teacher[1], start, size)[1]
-            higher0 = jnp.maximum(top0, jnp.where(fresh, z0, -jnp.inf).max(-1))
-            new0 = jnp.where(fresh, jnp.exp(z0 - higher0[:, None]), 0.0)
-            shrink = jnp.exp(top0 - higher0)
-            total0 = total0 * shrink + new0.sum(-1)
-            gap = gap * shrink + (new0 * (z0 - z)).sum(-1)
-            top0 = higher0
-        return higher, total, chosen, sums, top0, total0, gap
-
-    start = (low, none, none, none, low, none, none)
-    top, total, chosen, sums, top0, total0, gap = jax.lax.fori_loop(0, count, body, start)
-    if setting.sharded is not None:
-        axis = setting.sharded.vocab
-        top, total, _ = _joined(top, total, none, axis)
-        chosen, sums = jax.lax.psum((chosen, sums), axis)
-        if teacher:
-            top0, total0, gap = _joined(top0, total0, gap, axis)
-    log_sum = top + jnp.log(total)
-    log_sum0, kl = none, none
-    if teacher:
-        log_sum0 = top0 + jnp.log(total0)
-        kl = gap / total0 - log_sum0 + log_sum
-    return TokenStats(log_sum, chosen, sums * setting.scale, top, kl), log_sum0
-
-
-def _joined(top: Array, total: Array, gap: Array, axis: str) -> tuple[Array, Array, Array]:
-    highest = jax.lax.pmax(top, axis)
-    total, gap = jax.lax.psum((total * jnp.exp(top - highest), gap * jnp.exp(top - highest)), axis)
-    return highest, total, gap
-
-
-def _backward(
-    moves: bool, setting: _Setting, inputs: _Inputs, tokens: tuple[Array, ...]
-) -> tuple[Array, Array]:
-    hidden, words, teacher = inputs
-    labels, log_sum, log_sum0, by_sum, by_chosen, by_mean, by_kl = tokens
-    labels = labels - _offset(setting, words)
-    size, count = _slices(setting, words.shape[0])
-
-    def body(index: Array, carry: Any) -> Any:
-        d_hidden, d_words = carry
-        start, fresh = _place(index, size, words.shape[0])
-        part, z, slope = _slice(setting, hidden, words, start, size)
-        dz = (by_sum + by_kl)[:, None] * jnp.exp(z - log_sum[:, None])
-        dz += by_chosen[:, None] * (labels[:, None] == start + jnp.arange(size))
-        dz += by_mean[:, None] * setting.scale
-        if teacher:
-            z0 = _slice(setting, teacher[0], teacher[1], start, size)[1]
-            dz -= by_kl[:, None] * jnp.exp(z0 - log_sum0[:, None])
-        dz = jnp.where(fresh, dz * slope, 0.0).astype(hidden.dtype)
-        d_hidden += jnp.einsum("nv,vd->nd", dz, part, preferred_element_type=jnp.float32)
-        if moves:
-            own = jnp.einsum("nv,nd->vd", dz, hidden, preferred_element_type=jnp.float32)
-            if setting.sharded is not None and setting.sharded.tokens is not None:
-                own = jax.lax.psum(own, setting.sharded.tokens)
-            # Added, not set: words of an overlap have theirs already, and add 0 here.
-            before = jax.lax.dynamic_slice_in_dim(d_words, start, size)
-            d_words = jax.lax.dynamic_update_slice_in_dim(
-                d_words, before + own.astype(d_words.dtype), start, 0
-            )
-        return d_hidden, d_words
-
-    zeros = jnp.zeros(hidden.shape, jnp.float32)
-    first = (zeros, jnp.zeros_like(words) if moves else jnp.zeros((count, 0)))
-    d_hidden, d_words = jax.lax.fori_loop(0, count, body, first)
-    if setting.sharded is not None:
-        d_hidden = jax.lax.psum(d_hidden, setting.sharded.vocab)
-    return d_hidden.astype(hidden.dtype), d_words
-
-
-def _offset(setting: _Setting, words: Array) -> Array | int:
-    """Return the number of the first word that lies on this device."""
-    if setting.sharded is None:
-        return 0
-    return jax.lax.axis_index(setting.sharded.vocab) * words.shape[0]
-
-
-def _over_devices(run: Any, setting: _Setting, inputs: _Inputs, tokens: tuple[Array, ...]) -> Any:
-    """Run on whole arrays, or on each device on its part of the vocabulary and of the tokens."""
-    if setting.sharded is None:
-        return run(setting, inputs, tokens)
-    where = setting.sharded
-    by_token, by_word = PartitionSpec(where.tokens), PartitionSpec(where.vocab)
-    teacher = (by_token, by_word) if inputs.teacher else ()
-    out = (by_token, by_token) if run is _forward else (by_token, by_word)
-    if run is not _forward and not run.args[0]:
-        out = (by_token, PartitionSpec())
-    return jax.shard_map(
-        functools.partial(run, setting),
-        mesh=where.mesh,
-        in_specs=(_Inputs(by_token, by_word, teacher), (by_token,) * len(tokens)),
-        out_specs=out,
-        check_vma=False,  # sums over the vocabulary's axis are equal on all of it, unproven
-    )(inputs, tokens)

@@ -1,20 +1,19 @@
 """What a chat run leaves on disk, and how it is told."""
 
-import dataclasses
 import math
 
 from sftjax.adapters import dequantize_tree
-from sftjax.core import PyTree, flatten, partition
+from sftjax.core import PyTree
 from sftjax.evaluate import loss_curve, moved, table_markdown
-from sftjax.hub import Data, card_of, save
-from sftjax.recipes.adapter_folder import save_adapted
+from sftjax.hub import Data, card_of
 from sftjax.recipes.chat_job import TuneChat
 from sftjax.recipes.chat_parts import not_on_the_head
 from sftjax.recipes.chat_rows import LoadedDecoder, folder_name
 from sftjax.recipes.deciding import pretrained
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.training import Tuned
-from sftjax.recipes.worn import Worn, told_of, trained_beside
+from sftjax.recipes.weights_folder import write_weights
+from sftjax.recipes.worn import Worn
 
 
 def write_run(
@@ -27,7 +26,6 @@ def write_run(
     samples: list[dict[str, str]],
     packed: str,
 ) -> None:
-    folder, report = job.output_dir, decoder.report
     """Write the model, the adapter, the numbers, the report and the plot of a run.
 
     Args:
@@ -40,22 +38,15 @@ def write_run(
       samples: questions and answers.
       packed: a line on how full the batches were.
     """
-    adapted: list[str] = []
-    if worn.plan is not None:
-        trained = flatten(partition(tuned.params, tuned.selection.trainable)[0])
-        layout = save_adapted(
-            folder / "adapter", decoder.model, tuned.params, worn.plan,
-            words=not_on_the_head(job.training.adapter, decoder.model), report=report,
-            trained=trained_beside(trained),
-        )  # fmt: skip
-        adapted = ["## The adapter", "\n\n".join(told_of(worn, decoder.params)), layout]
+    folder, report = job.output_dir, decoder.report
+    card = card_of(report)._replace(data=(Data(folder_name(job.data), 0, "train"),))
+    adapted = write_weights(
+        folder, decoder.model, decoder.params, report, worn, tuned, job.training, card,
+        words=not_on_the_head(job.training.adapter, decoder.model), weights=weights,
+    )  # fmt: skip
+    if adapted:
+        adapted.insert(0, "## The adapter")
     distances = moved(pretrained(dequantize_tree(decoder.params), report.new), weights)
-    if worn.mergeable:
-        card = card_of(report)._replace(
-            data=(Data(folder_name(job.data), 0, "train"),),
-            settings=dataclasses.asdict(job.training),
-        )
-        save(folder / "model", decoder.model, weights, report=report, card=card)
     loss_curve(tuned.fit.history, folder / "plots" / "loss.png")
     write_json(
         folder / "metrics.json",

@@ -1,19 +1,16 @@
 """One labelled run, whatever it reads: train, evaluate, measure what was kept, write it down."""
 
-import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
-from sftjax.core import flatten, partition
+from sftjax.core import flatten
 from sftjax.evaluate import Interval, Retention, loss_curve, moved_per_block, table_markdown
-from sftjax.hub import Data, Metric, card_of, save
+from sftjax.hub import Data, Metric, card_of
 from sftjax.models import statistics_of
 from sftjax.recipes.above_prefix import NO_PREFIX, above_prefix
-from sftjax.recipes.adapter_folder import save_adapted
-from sftjax.recipes.deciding import told
 from sftjax.recipes.finetune import finetune
 from sftjax.recipes.images_job import TuneImages
 from sftjax.recipes.keeping import Keeper
@@ -21,8 +18,9 @@ from sftjax.recipes.prepare import Classify, Prepared
 from sftjax.recipes.run_folder import write_json
 from sftjax.recipes.scoring import Run, Scorer
 from sftjax.recipes.streams import Batched, Stream, in_order, shuffled
-from sftjax.recipes.training import Training, Tuned
-from sftjax.recipes.worn import Worn, told_of, trained_beside, wear
+from sftjax.recipes.training import Tuned
+from sftjax.recipes.weights_folder import write_weights
+from sftjax.recipes.worn import Worn, told_of, wear
 from sftjax.train import claim
 
 Job = Classify | TuneImages
@@ -108,24 +106,16 @@ def write_model(job: Job, run: Prepared, ran: Ran, **card: Any) -> list[str]:
     Returns:
       What the report says of the adapter: its table, its layout, what was merged; empty without.
     """
-    folder, tuned, worn = job.output_dir, ran.tuned, ran.worn
-    described = card_of(run.report)._replace(**card_fields(job, run, ran) | card)
-    adapted: list[str] = []
-    if worn.plan is not None:
-        moved = flatten(partition(tuned.params, tuned.selection.trainable)[0])
-        layout = save_adapted(
-            folder / "adapter", run.model, tuned.params, worn.plan, words=job.training.adapter,
-            report=run.report, trained=trained_beside(moved),
-        )  # fmt: skip
-        adapted = ["\n\n".join(told_of(worn, run.params)), layout, merged(worn, job)]
-    if worn.mergeable:
-        weights = worn.weights(tuned.params)
-        save(folder / "model", run.model, weights, report=run.report, card=described)
-    return adapted
+    described = card_of(run.report)._replace(**card_fields(run, ran) | card)
+    adapted = write_weights(
+        job.output_dir, run.model, run.params, run.report, ran.worn, ran.tuned, job.training,
+        described,
+    )  # fmt: skip
+    return [*adapted, merged(ran.worn, job)] if adapted else []
 
 
-def card_fields(job: Job, run: Prepared, ran: Ran) -> dict[str, Any]:
-    """Return what the card says of data, metrics and training."""
+def card_fields(run: Prepared, ran: Ran) -> dict[str, Any]:
+    """Return what the card says of data and metrics."""
     train, evaluation = run.train, run.evaluation
     return {
         "data": (
@@ -133,8 +123,6 @@ def card_fields(job: Job, run: Prepared, ran: Ran) -> dict[str, Any]:
             Data(named(evaluation.table.name), evaluation.size, "evaluation"),
         ),
         "metrics": card_metrics(ran.metrics),
-        "settings": dataclasses.asdict(job.training),
-        **_training_facts(ran.tuned, job.training),
     }
 
 
@@ -226,15 +214,3 @@ def merged(worn: Worn, job: Job) -> str:
         "No weights do what it does, so there is no merged `model/`: `sftjax predict` on "
         f"`adapter/` runs it beside its base, {job.model}."
     )
-
-
-def _training_facts(tuned: Tuned, training: Training) -> dict[str, str]:
-    rows = [row for row in tuned.description.rows if row.rate > 0]
-    frozen = sum(row.parameters for row in tuned.description.rows if row.rate == 0)
-    moving = ", ".join(f"{row.rule} ({row.parameters:,} parameters)" for row in rows)
-    held = sum(row.anchored for row in tuned.description.rows)
-    return {
-        "trained": moving,
-        "frozen": f"{frozen:,} parameters" if frozen else "",
-        "anchored": told(training, tuned.strength, held),
-    }

@@ -1,25 +1,22 @@
 """What a summarization run leaves behind: a model folder, numbers, samples, plots, a report."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sftjax.core import PyTree, flatten, partition
+from sftjax.core import PyTree
 from sftjax.evaluate import (
     SUMMARY_COLUMNS,
     loss_curve,
     moved_per_block,
     table_markdown,
 )
-from sftjax.hub import Data, Metric, card_of, save
-from sftjax.recipes.adapter_folder import save_adapted
-from sftjax.recipes.deciding import told
+from sftjax.hub import Data, Metric, card_of
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.summarize_job import Ready, Summarize
 from sftjax.recipes.summary_scoring import Sample
-from sftjax.recipes.training import Training, Tuned
-from sftjax.recipes.worn import Worn, told_of, trained_beside
+from sftjax.recipes.weights_folder import write_weights
+from sftjax.recipes.worn import Worn
 
 if TYPE_CHECKING:
     from sftjax.recipes.summarize import Summarized
@@ -48,29 +45,21 @@ def write_summarized(
       tell: is given the table and where things lie.
     """
     folder, tuned = job.output_dir, found.tuned
-    save(
-        folder / "model", run.model, weights, report=run.report,
-        card=card_of(run.report)._replace(
-            data=tuple(
-                Data(rows.table.name, len(rows.pairs), use)
-                for rows, use in ((run.train, "train"), (run.test, "evaluation"))
-            ),
-            metrics=tuple(
-                Metric(kind, value.value, value.low, value.high, "evaluation")
-                for kind, value in found.systems["after"].rouge.items()
-            ),
-            settings=dataclasses.asdict(job.training),
-            **_training_facts(tuned, job.training),
+    card = card_of(run.report)._replace(
+        data=tuple(
+            Data(rows.table.name, len(rows.pairs), use)
+            for rows, use in ((run.train, "train"), (run.test, "evaluation"))
         ),
-    )  # fmt: skip
-    adapted: list[str] = []
-    if worn.plan is not None:
-        moving = flatten(partition(tuned.params, tuned.selection.trainable)[0])
-        layout = save_adapted(
-            folder / "adapter", run.model, tuned.params, worn.plan, words=job.training.adapter,
-            report=run.report, trained=trained_beside(moving),
-        )  # fmt: skip
-        adapted = ["## The adapter", "\n\n".join(told_of(worn, run.params)), layout]
+        metrics=tuple(
+            Metric(kind, value.value, value.low, value.high, "evaluation")
+            for kind, value in found.systems["after"].rouge.items()
+        ),
+    )
+    adapted = write_weights(
+        folder, run.model, run.params, run.report, worn, tuned, job.training, card, weights=weights
+    )
+    if adapted:
+        adapted.insert(0, "## The adapter")
         tell(f"adapter: {folder / 'adapter'}; merged into the weights: {folder / 'model'}")
     loss_curve(tuned.fit.history, folder / "plots" / "loss.png", metric="eval_rougeL")
     moved_per_block({"fine-tuned": found.retention.moved}, folder / "plots" / "moved.png")
@@ -186,14 +175,3 @@ def _samples(history: list[list[Sample]]) -> list[str]:
 
 def _interval(found: Any) -> str:
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-
-
-def _training_facts(tuned: Tuned, training: Training) -> dict[str, str]:
-    rows = [row for row in tuned.description.rows if row.rate > 0]
-    frozen = sum(row.parameters for row in tuned.description.rows if row.rate == 0)
-    held = sum(row.anchored for row in tuned.description.rows)
-    return {
-        "trained": ", ".join(f"{row.rule} ({row.parameters:,} parameters)" for row in rows),
-        "frozen": f"{frozen:,} parameters" if frozen else "",
-        "anchored": told(training, tuned.strength, held),
-    }
