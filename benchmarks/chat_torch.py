@@ -175,18 +175,8 @@ def torch_side() -> tuple[Any, Any]:
     transformers.logging.set_verbosity_error()
     with_trl = importlib.util.find_spec("trl") is not None
 
-    class Clock(transformers.TrainerCallback):
-        """Times the training loop, from its begin to its end."""
-
-        def on_train_begin(self, *args: Any, **others: Any) -> None:
-            self.wall, self.cpu = time.perf_counter(), time.process_time()
-
-        def on_train_end(self, *args: Any, **others: Any) -> None:
-            self.wall = time.perf_counter() - self.wall
-            self.cpu = time.process_time() - self.cpu
-
     def train(request: dict[str, Any]) -> tuple[float, float]:
-        clock, real = Clock(), [0]
+        clock, real = peer.trainer_clock(), [0]
         model = transformers.AutoModelForCausalLM.from_pretrained(
             request["model"], dtype=torch.float32
         )

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -91,3 +92,20 @@ def serve(prepare: Callable[[], tuple[Any, Callable[[Any], Any]]]) -> None:
     send(facts)
     for line in sys.stdin:
         send(answer(json.loads(line)))
+
+
+def trainer_clock() -> Any:
+    """Return a callback that times a transformers `Trainer`'s loop: `wall` and `cpu` seconds."""
+    import transformers
+
+    class Clock(transformers.TrainerCallback):
+        """Times the training loop, from its begin to its end."""
+
+        def on_train_begin(self, *args: Any, **others: Any) -> None:
+            self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+        def on_train_end(self, *args: Any, **others: Any) -> None:
+            self.wall = time.perf_counter() - self.wall
+            self.cpu = time.process_time() - self.cpu
+
+    return Clock()

@@ -234,16 +234,6 @@ def torch_side() -> tuple[Any, Any]:
         def __getitem__(self, row: int) -> dict[str, Any]:
             return {name: column[row] for name, column in self.columns.items()}
 
-    class Clock(transformers.TrainerCallback):
-        """Times the training loop, from its begin to its end."""
-
-        def on_train_begin(self, *args: Any, **others: Any) -> None:
-            self.wall, self.cpu = time.perf_counter(), time.process_time()
-
-        def on_train_end(self, *args: Any, **others: Any) -> None:
-            self.wall = time.perf_counter() - self.wall
-            self.cpu = time.process_time() - self.cpu
-
     def train(request: dict[str, Any]) -> Run:
         folder, steps = pathlib.Path(request["folder"]), request["steps"]
         _, beginnings, learning_rate = MODES[request["mode"]]
@@ -253,7 +243,7 @@ def torch_side() -> tuple[Any, Any]:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not beginnings or name.startswith(beginnings))
         moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        test, clock = Rows(read_batches(folder, "test")), Clock()
+        test, clock = Rows(read_batches(folder, "test")), peer.trainer_clock()
         settings = transformers.TrainingArguments(
             output_dir=str(folder / "trainer"),
             max_steps=steps,
