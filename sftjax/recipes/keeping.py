@@ -15,6 +15,7 @@ from sftjax.evaluate import Retention, predict, retention
 from sftjax.hub import Tokenizer
 from sftjax.models import ImageModel, TextEncoder, split
 from sftjax.recipes.deciding import pretrained
+from sftjax.recipes.run_folder import named
 from sftjax.recipes.streams import Batched, Stream, in_order
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows
 from sftjax.recipes.trunks import embedding
@@ -159,7 +160,7 @@ class Keeper:
             embeddings=(self._before[0], features),
             logits=None if outputs is None else (self._before[1], outputs),
             groups=None if self._group is None else self._rows.table[self._group],
-            reference=self._rows.table.name,
+            reference=named(self._rows.table.name),
             resamples=resamples,
         )
 

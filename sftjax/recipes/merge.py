@@ -20,7 +20,7 @@ from sftjax.recipes.deciding import pretrained
 from sftjax.recipes.keeping import Keeper
 from sftjax.recipes.mixing import TITLES, How, Mixed, mixed, read_how
 from sftjax.recipes.prepare import fitting
-from sftjax.recipes.run_folder import write_json, write_text
+from sftjax.recipes.run_folder import named, write_json, write_text
 from sftjax.recipes.scoring import Scorer, check_metric
 from sftjax.recipes.streams import in_order
 from sftjax.recipes.text_models import LoadedEncoder, load_encoder
@@ -232,7 +232,7 @@ def _write(
     card = card_of(base.report)._replace(
         data=()
         if rows is None
-        else (Data(rows.table.name, len(rows.encoded), f"evaluation{chosen}"),),
+        else (Data(named(rows.table.name), len(rows.encoded), f"evaluation{chosen}"),),
         metrics=tuple(
             Metric(name.removeprefix("eval_"), value.value, value.low, value.high, "evaluation")
             for name, value in metrics.items()

@@ -15,7 +15,7 @@ from sftjax.recipes.finetune import finetune
 from sftjax.recipes.images_job import TuneImages
 from sftjax.recipes.keeping import Keeper
 from sftjax.recipes.prepare import Classify, Prepared
-from sftjax.recipes.run_folder import write_json
+from sftjax.recipes.run_folder import named, write_json
 from sftjax.recipes.scoring import Run, Scorer
 from sftjax.recipes.streams import Batched, Stream, in_order, shuffled
 from sftjax.recipes.training import Tuned
@@ -124,16 +124,6 @@ def card_fields(run: Prepared, ran: Ran) -> dict[str, Any]:
         ),
         "metrics": card_metrics(ran.metrics),
     }
-
-
-def named(source: str) -> str:
-    """Return a data set's name for a card: a path of this machine means nothing elsewhere.
-
-    >>> named("/data/blood"), named("tfds:fashion_mnist")
-    ('blood', 'tfds:fashion_mnist')
-    """
-    path = pathlib.Path(source)
-    return path.name if path.is_absolute() else source
 
 
 def card_metrics(found: dict[str, Interval | float], on: str = "evaluation") -> tuple[Metric, ...]:

@@ -1,5 +1,6 @@
 """A progress bar with an ETA on a terminal, plain lines elsewhere."""
 
+import collections
 import contextlib
 import time
 from collections.abc import Callable, Iterator
@@ -52,19 +53,20 @@ def progress(title: str, num_steps: int, *, every_seconds: float = 15.0) -> Iter
 
 
 def _lines(title: str, num_steps: int, every: float, write: Callable[[str], None]) -> Advance:
-    start = time.monotonic()
-    last = -every
-    first_step: list[int] = []
+    start, last = time.monotonic(), -every
+    # The pace is that of the last records: the first updates compile.
+    seen: collections.deque[tuple[int, float]] = collections.deque(maxlen=8)
 
     def advance(record: Record) -> None:
         nonlocal last
         step, now = int(record["step"]), time.monotonic() - start
-        first_step.append(step)
+        seen.append((step, now))
         if now - last < every and step < num_steps:
             return
         last = now
-        done = step - first_step[0]
-        left = f", {now / done * (num_steps - step):.0f} s left" if done else ""
+        (before, then), left = seen[0], ""
+        if step > before:
+            left = f", {(now - then) / (step - before) * (num_steps - step):.0f} s left"
         write(f"{title}: {step}/{num_steps} {_numbers(record)} ({now:.0f} s{left})")
 
     return advance

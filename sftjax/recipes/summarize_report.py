@@ -12,7 +12,7 @@ from sftjax.evaluate import (
     table_markdown,
 )
 from sftjax.hub import Data, Metric, card_of
-from sftjax.recipes.run_folder import write_json, write_text
+from sftjax.recipes.run_folder import named, write_json, write_text
 from sftjax.recipes.summarize_job import Ready, Summarize
 from sftjax.recipes.summary_scoring import Sample
 from sftjax.recipes.weights_folder import write_weights
@@ -47,7 +47,7 @@ def write_summarized(
     folder, tuned = job.output_dir, found.tuned
     card = card_of(run.report)._replace(
         data=tuple(
-            Data(rows.table.name, len(rows.pairs), use)
+            Data(named(rows.table.name), len(rows.pairs), use)
             for rows, use in ((run.train, "train"), (run.test, "evaluation"))
         ),
         metrics=tuple(
@@ -135,7 +135,7 @@ def _report(job: Summarize, run: Ready, found: "Summarized", table: str, adapted
         f"{job.training.metric_for_best_model}; {tuned.fit.seconds:.0f} s in training steps.",
         "## Summaries\n\nROUGE is mean F1 with stemming, as the package rouge-score gives it; BLEU "
         "and chrF are sacrebleu's, from 0 to 100. Intervals are 95 % bootstrap intervals over "
-        f"{len(run.test.pairs):,} rows of {run.test.table.name}.",
+        f"{len(run.test.pairs):,} rows of {named(run.test.table.name)}.",
         table,
         f"ROUGE-L gained over the pretrained model, row by row: {_interval(found.gain)}; over the "
         f"lead: {_interval(found.over_lead)}.",
