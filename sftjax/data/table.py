@@ -63,6 +63,19 @@ class Table:
             )
         return self.columns[column]
 
+    def __contains__(self, column: object) -> bool:
+        """Tell whether there is a column of this name."""
+        return column in self.columns
+
+    def __repr__(self) -> str:
+        """Say what there is, not all of it.
+
+        >>> Table({"text": ["good", "bad"], "label": [1, 0]}, name="reviews.csv")
+        Table(reviews.csv: 2 rows of text, label)
+        """
+        part = f", {self.split}" * bool(self.split)
+        return f"Table({self.name}{part}: {len(self):,} rows of {', '.join(self.columns)})"
+
     @cached_property
     def fingerprint(self) -> str:
         """Sha256 (hex) of the columns' names and values, whatever their source and order."""

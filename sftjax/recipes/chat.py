@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from sftjax.adapters import dequantize_tree
 from sftjax.core import PyTree
 from sftjax.data import ChatBatches, conversations, show
+from sftjax.hub import Data
 from sftjax.recipes.chat_job import TuneChat
 from sftjax.recipes.chat_parts import Measured, chat_parts, check_head, not_on_the_head
 from sftjax.recipes.chat_report import measures_table, told_samples, write_run
@@ -29,6 +30,7 @@ from sftjax.recipes.chat_rows import (
 from sftjax.recipes.finetune import finetune
 from sftjax.recipes.methods import parse
 from sftjax.recipes.prepare import quantized
+from sftjax.recipes.run_folder import named
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.talk import answers, greedy
 from sftjax.recipes.training import Tuned
@@ -157,7 +159,13 @@ def chat(job: TuneChat, tell: Callable[[str], None] = print) -> Chatted:
     if worn.mergeable:
         for row, text in zip(samples, spoken(weights), strict=True):
             row["after"] = text
-    write_run(job, decoder, worn, tuned, weights, metrics, samples, str(batches.report))
+    read = tuple(
+        Data(named(table.name), len(rows), use)
+        for table, rows, use in zip(
+            tables, (train, evaluation), ("train", "evaluation"), strict=True
+        )
+    )
+    write_run(job, decoder, worn, tuned, weights, metrics, samples, read, str(batches.report))
     tell(measures_table(metrics))
     tell(told_samples(samples))
     tell(f"model, report and plots: {job.output_dir}")

@@ -24,6 +24,7 @@ def write_run(
     weights: PyTree,
     metrics: dict[str, float],
     samples: list[dict[str, str]],
+    read: tuple[Data, ...],
     packed: str,
 ) -> None:
     """Write the model, the adapter, the numbers, the report and the plot of a run.
@@ -36,10 +37,11 @@ def write_run(
       weights: the same as plain params.
       metrics: before and after.
       samples: questions and answers.
+      read: the conversations, for the card.
       packed: a line on how full the batches were.
     """
     folder, report = job.output_dir, decoder.report
-    card = card_of(report)._replace(data=(Data(folder_name(job.data), 0, "train"),))
+    card = card_of(report)._replace(data=read)
     adapted = write_weights(
         folder, decoder.model, decoder.params, report, worn, tuned, job.training, card,
         words=not_on_the_head(job.training.adapter, decoder.model), weights=weights,

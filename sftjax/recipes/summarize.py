@@ -30,7 +30,7 @@ from sftjax.recipes.summary_rows import (
     pairs_packed,
     pairs_shuffled,
 )
-from sftjax.recipes.summary_scoring import Sample, SummaryScorer, lead_row
+from sftjax.recipes.summary_scoring import Sample, SummaryScorer, commonest_row, lead_row
 from sftjax.recipes.training import Tuned
 from sftjax.recipes.worn import Worn, told_of, wear
 from sftjax.recipes.writing import Writer
@@ -42,11 +42,13 @@ class Summarized(NamedTuple):
     """What the recipe found."""
 
     systems: dict[str, Summaries]
-    """On the rows to report on: the lead, the model before, the model after."""
+    """On the rows to report on: the lead, one summary for all, the model before, and after."""
     gain: Interval
     """ROUGE-L after minus before, row by row."""
     over_lead: Interval
     """ROUGE-L after minus the lead's, row by row."""
+    over_commonest: Interval
+    """The same, over one summary for all."""
     retention: Retention
     answers: tuple[list[str], list[str], list[str]]
     """The prompts, what the model said before, and what it says after."""
@@ -98,6 +100,7 @@ def summarize(job: Summarize, tell: Callable[[str], None] = print) -> Summarized
     lead_name, lead = lead_row(run.test, run.train.summaries)
     reached, to_beat = (found.rouge["rougeL"].value for found in (before, lead))
     tell(f"ROUGE-L of the pretrained model {reached:.3f}, {lead_name} {to_beat:.3f}")
+    same_name, same = commonest_row(run.test, run.train.summaries)
 
     def batches(rows: SummaryRows) -> Stream:
         make = pairs_packed if job.packing else pairs_shuffled
@@ -139,9 +142,10 @@ def summarize(job: Summarize, tell: Callable[[str], None] = print) -> Summarized
     texts_after, after = scorer.measured(plain, run.test)
     held, answers = abilities.kept(plain)
     found = Summarized(
-        {lead_name: lead, "before": before, "after": after},
+        {lead_name: lead, same_name: same, "before": before, "after": after},
         _gain(after, before),
         _gain(after, lead),
+        _gain(after, same),
         held,
         (abilities.prompts, abilities.before.written.texts, answers),
         scorer.history,

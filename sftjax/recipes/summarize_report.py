@@ -70,6 +70,7 @@ def write_summarized(
             "systems": {name: one.facts() for name, one in found.systems.items()},
             "rougeL gained": found.gain,
             "rougeL over the lead": found.over_lead,
+            "rougeL over the commonest": found.over_commonest,
             "rows": len(run.test.pairs),
             "best_step": tuned.fit.best_step,
             "num_steps": tuned.num_steps,
@@ -138,7 +139,8 @@ def _report(job: Summarize, run: Ready, found: "Summarized", table: str, adapted
         f"{len(run.test.pairs):,} rows of {named(run.test.table.name)}.",
         table,
         f"ROUGE-L gained over the pretrained model, row by row: {_interval(found.gain)}; over the "
-        f"lead: {_interval(found.over_lead)}.",
+        f"lead: {_interval(found.over_lead)}; over the training summary that is the commonest, for "
+        f"every document: {_interval(found.over_commonest)}.",
         f"Training rows: {run.train.pairs.told()}.\n\nRows of the table: {run.test.pairs.told()}.",
         *_samples(found.samples),
         *adapted,

@@ -1,5 +1,6 @@
 """Evaluate a summarizer on fixed rows: its loss, what it writes, and samples to read."""
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -112,6 +113,20 @@ def lead_row(rows: SummaryRows, references: Sequence[str]) -> tuple[str, Summari
     k = lead_words(references)
     found = leads(rows.documents, k)
     return f"lead-{k} words", measure_summaries(found, rows.summaries, rows.documents)
+
+
+def commonest_row(rows: SummaryRows, references: Sequence[str]) -> tuple[str, Summaries]:
+    """Return the name and the numbers of one summary for every document: the commonest.
+
+    Where people write one sentence again and again (nothing was found), a model must be better.
+
+    Args:
+      rows: to measure on.
+      references: of the training rows, among which it is sought.
+    """
+    (text, count), *_ = collections.Counter(references).most_common(1)
+    found = measure_summaries([text] * len(rows.summaries), rows.summaries, rows.documents)
+    return f"the commonest ({count / len(references):.0%} of training)", found
 
 
 def _short(text: str, most: int = 80) -> str:
