@@ -1,10 +1,11 @@
-"""Pytrees only: paths, partition, and the few types that every other room passes around."""
+"""Paths, partition, and the few types that every other room passes around; and `redact`."""
 
 from sftjax.core.loss import Aux, Loss
 from sftjax.core.moments import clocks_of, owner_of
 from sftjax.core.partition import combine, count, holes, nbytes, partition
 from sftjax.core.paths import cover, flatten, map_with_path, matches, nearest, path_of, unflatten
 from sftjax.core.quantized import Quantized, is_quantized
+from sftjax.core.redact import redact
 from sftjax.core.state import Batch, Fixed, Metrics, Objective, PyTree, TrainState, View, step_key
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "owner_of",
     "partition",
     "path_of",
+    "redact",
     "step_key",
     "unflatten",
 ]

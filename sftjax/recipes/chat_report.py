@@ -1,6 +1,5 @@
 """What a chat run leaves on disk, and how it is told."""
 
-import dataclasses
 import math
 
 from sftjax.adapters import dequantize_tree
@@ -53,7 +52,7 @@ def write_run(
     if worn.mergeable:
         card = card_of(report)._replace(
             data=(Data(folder_name(job.data), 0, "train"),),
-            settings=dataclasses.asdict(job.training),
+            settings=job.training.facts(),
         )
         save(folder / "model", decoder.model, weights, report=report, card=card)
     loss_curve(tuned.fit.history, folder / "plots" / "loss.png")

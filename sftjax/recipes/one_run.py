@@ -1,6 +1,5 @@
 """One labelled run, whatever it reads: train, evaluate, measure what was kept, write it down."""
 
-import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from sftjax.recipes.above_prefix import NO_PREFIX, above_prefix
 from sftjax.recipes.adapter_folder import save_adapted
 from sftjax.recipes.deciding import told
 from sftjax.recipes.finetune import finetune
+from sftjax.recipes.home import move_in
 from sftjax.recipes.images_job import TuneImages
 from sftjax.recipes.keeping import Keeper
 from sftjax.recipes.prepare import Classify, Prepared
@@ -22,8 +22,8 @@ from sftjax.recipes.run_folder import write_json
 from sftjax.recipes.scoring import Run, Scorer
 from sftjax.recipes.streams import Batched, Stream, in_order, shuffled
 from sftjax.recipes.training import Training, Tuned
+from sftjax.recipes.watching import faults_told
 from sftjax.recipes.worn import Worn, told_of, trained_beside, wear
-from sftjax.train import claim
 
 Job = Classify | TuneImages
 
@@ -54,8 +54,7 @@ def carry_out(
       tell: is given what a person wants to read on the way.
       groups: of the evaluation rows, over which intervals are taken; None is over rows.
     """
-    if claim(job.output_dir, run.facts):
-        tell(f"{job.output_dir} holds this very run: going on from its last checkpoint")
+    move_in(job, run.facts, tell)
     model, params, report = run.model, run.params, run.report
     key, quantize = jax.random.key(job.training.seed), job.training.quantize
     worn = wear(job.training.adapter, params, run.new, key, quantize=quantize)
@@ -84,7 +83,7 @@ def carry_out(
         batches(run.train),
         job.training,
         evaluate=scorer.scores,
-        checkpoint_folder=job.output_dir / "checkpoints",
+        folder=job.output_dir,
         tell=tell,
         held=worn.held,
     )
@@ -133,7 +132,7 @@ def card_fields(job: Job, run: Prepared, ran: Ran) -> dict[str, Any]:
             Data(named(evaluation.table.name), evaluation.size, "evaluation"),
         ),
         "metrics": card_metrics(ran.metrics),
-        "settings": dataclasses.asdict(job.training),
+        "settings": job.training.facts(),
         **_training_facts(ran.tuned, job.training),
     }
 
@@ -172,6 +171,7 @@ def write_numbers(folder: pathlib.Path, ran: Ran, **more: Any) -> None:
             "num_steps": tuned.num_steps,
             "strength": tuned.strength,
             "history": tuned.fit.history,
+            "faults": list(tuned.fit.faults),
             **kept,
             **more,
         },
@@ -200,7 +200,8 @@ def closing(ran: Ran, adapted: list[str]) -> list[str]:
         lines += ["## What was kept", f"```\n{ran.retention}\n```"]
         if ran.retention.whole.distance > 0:
             lines.append("![moved](plots/moved.png)")
-    return [*lines, "## Training", "![loss](plots/loss.png)"]
+    lines += ["## Training", *faults_told(ran.tuned.fit.faults), "![loss](plots/loss.png)"]
+    return lines
 
 
 def tell_end(job: Job, ran: Ran, tell: Callable[[str], None]) -> None:

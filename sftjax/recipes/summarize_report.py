@@ -1,6 +1,5 @@
 """What a summarization run leaves behind: a model folder, numbers, samples, plots, a report."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -59,7 +58,7 @@ def write_summarized(
                 Metric(kind, value.value, value.low, value.high, "evaluation")
                 for kind, value in found.systems["after"].rouge.items()
             ),
-            settings=dataclasses.asdict(job.training),
+            settings=job.training.facts(),
             **_training_facts(tuned, job.training),
         ),
     )  # fmt: skip

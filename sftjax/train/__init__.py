@@ -4,11 +4,13 @@ from sftjax.train.allocator import keep_freed_memory
 from sftjax.train.checkpoint import Checkpoints, Saved, open_checkpoints
 from sftjax.train.devices import laid_out, replicate, spread
 from sftjax.train.digest import digests
-from sftjax.train.finite import OnNan, diagnosis, guard, not_finite
+from sftjax.train.finite import Diagnose, OnNan, diagnosis, guard, not_finite
+from sftjax.train.flops import peak_flops, step_flops
 from sftjax.train.grid import grid, name_of, parse_grid, stack_settings
 from sftjax.train.interrupt import RESUME, Interrupted, stop_on_signals
 from sftjax.train.loop import Fit, fit
 from sftjax.train.memory import StepMemory, kept_for_backward, step_memory
+from sftjax.train.pace import STARVING
 from sftjax.train.phases import Phase, Phased, PhaseEnd, gradual, lp_ft, run_phases
 from sftjax.train.prefix import Kept, keep_prefix, with_prefix
 from sftjax.train.reference import reference_columns, with_columns, with_reference
@@ -29,7 +31,9 @@ from sftjax.train.window import Event, Record
 
 __all__ = [
     "RESUME",
+    "STARVING",
     "Checkpoints",
+    "Diagnose",
     "Event",
     "Fit",
     "Interrupted",
@@ -69,6 +73,7 @@ __all__ = [
     "not_finite",
     "open_checkpoints",
     "parse_grid",
+    "peak_flops",
     "reference_columns",
     "replay",
     "replicate",
@@ -77,6 +82,7 @@ __all__ = [
     "spread_runs",
     "stack_settings",
     "stack_states",
+    "step_flops",
     "step_memory",
     "stop_on_signals",
     "sweep_memory",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sftjax.core import PyTree, TrainState
+from sftjax.core import PyTree, TrainState, redact
 from sftjax.train.digest import digests, forms
 from sftjax.train.run_home import differences
 
@@ -46,6 +46,7 @@ def open_checkpoints(
     keep: int = 2,
     identity: Mapping[str, Any] | None = None,
     accept_changes: bool = False,
+    read_only: bool = False,
 ) -> "Checkpoints":
     """Open (or make) a folder of checkpoints; use it as a context manager.
 
@@ -59,13 +60,14 @@ def open_checkpoints(
       identity: JSON facts that identify the run (hashes of base, data and configuration); saved
         with each checkpoint and compared when one is read.
       accept_changes: warn where they differ, instead of refusing.
+      read_only: leave alone what another process may just be saving there.
 
     Raises:
       ValueError: if `keep` is below 1.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}; at least one checkpoint must stay")
-    return Checkpoints(pathlib.Path(folder).absolute(), keep, identity, accept_changes)
+    return Checkpoints(pathlib.Path(folder).absolute(), keep, identity, accept_changes, read_only)
 
 
 class Checkpoints:
@@ -80,9 +82,12 @@ class Checkpoints:
         keep: int,
         identity: Mapping[str, Any] | None,
         accept_changes: bool,
+        read_only: bool,
     ):
         self._folder, self._keep = folder, keep
-        self._identity, self._accept = identity, accept_changes
+        plain = None if identity is None else json.loads(redact(json.dumps(dict(identity))))
+        self._identity, self._accept = plain, accept_changes
+        self._read_only = read_only
         self._pending: int | None = None
         self.failed = []
         self._open()
@@ -101,7 +106,7 @@ class Checkpoints:
         facts = {
             **saved.facts,
             "has_best": saved.best is not None,
-            "identity": None if self._identity is None else dict(self._identity),
+            "identity": self._identity,
             "forms": forms(tree),
             "digests": digests(tree),
         }
@@ -181,7 +186,7 @@ class Checkpoints:
     def _open(self) -> None:
         from orbax.checkpoint import v1 as ocp
 
-        if self._folder.exists() and jax.process_index() == 0:
+        if self._folder.exists() and not self._read_only and jax.process_index() == 0:
             for torn in self._folder.glob("*.orbax-checkpoint-tmp*"):  # of a process that was
                 shutil.rmtree(torn)  # killed, or of a save that failed
         policy: Any = ocp.training.preservation_policies.LatestN(self._keep)

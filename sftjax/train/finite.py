@@ -35,7 +35,8 @@ def guard(step: Step, on_nan: OnNan = "stop") -> Step:
       on_nan: see `OnNan`.
 
     Returns:
-      A step of the same form; where all is finite, with the same results.
+      A step of the same form; where all is finite, with the same results up to what another
+      compilation may round otherwise.
 
     >>> import jax.numpy as jnp
     >>> state = TrainState(jnp.int32(4), {"w": jnp.ones(())}, (), {}, jax.random.key(0))
@@ -57,19 +58,19 @@ def guard(step: Step, on_nan: OnNan = "stop") -> Step:
             if name in metrics:
                 fine &= jnp.isfinite(metrics[name])
         number = state.step + 1 if skip else jnp.where(state.step < 0, state.step, ~state.step)
-        after = TrainState(
-            jnp.where(fine, after.step, number),
-            *(
-                jax.tree.map(lambda new, old: jnp.where(fine, new, old), new, old)
-                for new, old in zip(after[1:4], state[1:4], strict=True)
-            ),
-            state.key,
+        moved = jax.tree.map(
+            lambda new, old: jnp.where(fine, new, old), _moves(after), _moves(state)
         )
+        after = TrainState(jnp.where(fine, after.step, number), *moved, key=state.key)
         if skip:
             metrics = {**metrics, "skipped": jnp.float32(1) - fine.astype(jnp.float32)}
         return after, metrics
 
     return guarded
+
+
+def _moves(state: TrainState) -> tuple[PyTree, PyTree, PyTree]:
+    return state.trainable, state.opt_state, state.model_state
 
 
 def diagnosis(step: Step) -> Diagnose:

@@ -14,20 +14,23 @@ RESUME = 75
 class Interrupted(Exception):
     """A run was asked to stop, and has saved what it has."""
 
-    def __init__(self, step: int, saved: bool):
-        """Say at which update it stopped.
+    def __init__(self, step: int | None, saved: bool):
+        """Say where it stopped.
 
         Args:
-          step: updates done.
-          saved: whether they are in a checkpoint.
+          step: updates done; None outside of the loop.
+          saved: whether what was done is in a checkpoint.
         """
         self.step, self.saved = step, saved
+        where = "" if step is None else f" after update {step}"
         then = (
             "saved; the same command goes on from there"
             if saved
             else "nothing was saved, for the run has no folder of checkpoints"
         )
-        super().__init__(f"stopped after update {step}: {then}")
+        if step is None:
+            then = "the same command goes on from the last checkpoint, if there is one"
+        super().__init__(f"stopped{where}: {then}")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """The loop, short enough to copy: dispatch a step, then read the metrics of the one before."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -92,8 +92,8 @@ def fit(
         with the batch after the bad one, so that those in between are not seen again.
       diagnose: says what is not finite in an update (`diagnosis`); for the error of "stop".
       interrupted: asked after each update whether to save and stop (`stop_on_signals`).
-      watch: called with each event: `resume`, `update` (its own metrics), `record`, `evaluation`,
-        `save`, `fault`, `interrupted`.
+      watch: called with each event: `start` or `resume`, `update` (its own metrics), `record`,
+        `evaluation`, `save`, `fault`, `interrupted`.
 
     Returns:
       A `Fit`.
@@ -111,10 +111,10 @@ def fit(
         raise ValueError('on_nan="rollback" goes back to a checkpoint; give checkpoints=')
     if checkpoints is not None and (saved := checkpoints.latest(state)) is not None:
         state, best, run = saved.state, saved.best, Run.of(saved.facts)
-        watch({"event": "resume", "step": int(state.step)})
     elif on_nan == "rollback" and checkpoints is not None:
         checkpoints.save(Saved(state, None, run.facts()))
     start = int(state.step)
+    watch({"event": "resume" if start else "start", "step": start})
     if start > num_steps:
         raise ValueError(f"the checkpoint stands at update {start}, the run ends at {num_steps}")
     pace = Pace()
@@ -212,14 +212,15 @@ class Run(NamedTuple):
     faults: list[Event]
     passed: list[list[int]]
     """[update, batches]: from this update on, so many batches more were passed over."""
-    window: list[dict[str, float]] = []  # noqa: RUF012 (replaced, never changed)
+    window: Sequence[dict[str, float]] = ()
+    """Metrics of updates that are in no record yet."""
 
     @classmethod
     def of(cls, facts: dict[str, Any]) -> "Run":
         return cls(*(list(facts.get(name, [])) for name in cls._fields))
 
-    def facts(self, window: list[dict[str, float]] | None = None) -> dict[str, Any]:
-        return {**self._asdict(), "history": list(self.history), "window": list(window or [])}
+    def facts(self, window: Sequence[dict[str, float]] = ()) -> dict[str, Any]:
+        return {**self._asdict(), "history": list(self.history), "window": list(window)}
 
     def position(self, number: int) -> int:
         """Return which batch an update takes."""

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from sftjax.core import redact
+
 RUN_FILE = "run.json"
 CHANGED = "changed"
 """Under which name the run file lists changes that were accepted."""
@@ -88,7 +90,7 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     >>> differences({"seed": 0, "rows": "ab"}, {"seed": 1, "rows": "ab"})
     'seed: 0 there, 1 now'
     """
-    wanted = json.loads(json.dumps(dict(wanted)))
+    wanted = json.loads(redact(json.dumps(dict(wanted))))
     differ = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
     return "; ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} now" for k in differ)
 
@@ -108,5 +110,5 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 def _write(path: pathlib.Path, run: Mapping[str, Any]) -> None:
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(dict(run), indent=2, sort_keys=True) + "\n", "utf8")
+    partial.write_text(redact(json.dumps(dict(run), indent=2, sort_keys=True)) + "\n", "utf8")
     partial.replace(path)

@@ -1,7 +1,7 @@
 """Metrics between two records: read one update late, averaged, and judged for being finite."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +44,7 @@ class Window:
         record: Callable[[Record], None],
         skipped: Callable[[NotFinite], None],
         watch: Callable[[Event], None],
-        rows: list[dict[str, float]],
+        rows: Sequence[dict[str, float]] = (),
     ):
         """Start with the rows that a checkpoint in the middle of a window holds.
 
@@ -57,7 +57,7 @@ class Window:
         self._record, self._skipped, self._watch = record, skipped, watch
         self._pending: tuple[int, Metrics] | None = None
         self._last = 0
-        self.rows = rows
+        self.rows = list(rows)
 
     def add(self, number: int, metrics: Metrics) -> NotFinite | None:
         """Take the metrics of an update, and return what was wrong with the one before."""
@@ -67,8 +67,10 @@ class Window:
 
     def idle(self) -> bool:
         """Return whether the device has finished all that it was given."""
-        loss = None if self._pending is None else self._pending[1].get("loss")
-        return bool(loss.is_ready()) if hasattr(loss, "is_ready") else True
+        if self._pending is None:
+            return True
+        ready = getattr(self._pending[1].get("loss"), "is_ready", None)
+        return ready is None or bool(ready())
 
     def read(self) -> NotFinite | None:
         """Wait for the metrics of the last update; return what is wrong with them."""
