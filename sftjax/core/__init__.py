@@ -1,7 +1,9 @@
-"""Paths, partition, and the few types that every other room passes around; and `redact`."""
+"""Paths, partition, the few types that every other room passes around; and care with files."""
 
+from sftjax.core.file_name import file_name
 from sftjax.core.loss import Aux, Loss
 from sftjax.core.moments import clocks_of, owner_of
+from sftjax.core.npz_file import npz_names, read_npz
 from sftjax.core.partition import combine, count, holes, nbytes, partition
 from sftjax.core.paths import cover, flatten, map_with_path, matches, nearest, path_of, unflatten
 from sftjax.core.quantized import Quantized, is_quantized
@@ -23,6 +25,7 @@ __all__ = [
     "combine",
     "count",
     "cover",
+    "file_name",
     "flatten",
     "holes",
     "is_quantized",
@@ -30,9 +33,11 @@ __all__ = [
     "matches",
     "nbytes",
     "nearest",
+    "npz_names",
     "owner_of",
     "partition",
     "path_of",
+    "read_npz",
     "redact",
     "step_key",
     "unflatten",

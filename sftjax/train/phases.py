@@ -21,6 +21,7 @@ from sftjax.core import (
     clocks_of,
     combine,
     count,
+    file_name,
     flatten,
     holes,
     map_with_path,
@@ -172,9 +173,9 @@ def run_phases(
         step = make(join_late(phase.tx, late))
         state, fixed = place(state), place(fixed)
         with contextlib.ExitStack() as stack:
-            home = None if folder is None else pathlib.Path(folder) / f"{number + 1}-{phase.name}"
             saved = None
-            if home is not None:
+            if folder is not None:
+                home = pathlib.Path(folder) / f"{number + 1}-{file_name(phase.name)}"
                 saved = stack.enter_context(open_checkpoints(home, **(keeping or {})))
             ran = fit(step, state, fixed, batch_at, stops, checkpoints=saved, **options)
         # From the params, not from fixed.frozen: those may be rounded to frozen_dtype.
