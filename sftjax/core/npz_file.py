@@ -13,6 +13,7 @@ import numpy as np
 
 _MOST_TIMES = 200
 """Arrays that unpack to more than so many times the file are refused; real ones stay far below."""
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -73,6 +74,8 @@ def _members(path: pathlib.Path) -> dict[str, zipfile.ZipInfo]:
             infos = archive.infolist()
     except _DAMAGE as error:
         raise _broken(path, error) from error
+    if strange := [i.filename for i in infos if i.compress_type not in _COMPRESSIONS]:
+        raise _broken(path, f"{strange[0]!r} is compressed in a way that numpy does not write")
     total, size = sum(info.file_size for info in infos), path.stat().st_size
     if total > _MOST_TIMES * size:
         raise _broken(path, f"it would unpack to {total:,} bytes from {size:,}; refused")
