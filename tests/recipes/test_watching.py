@@ -27,7 +27,7 @@ def few(tmp_path_factory, reviews):
 
 def options(model, data, folder, *more):
     return ["classify", "--model", str(model), "--data", str(data), "--eval-data", str(data),
-            "--output-dir", str(folder), "--max-steps", "6", "--eval-steps", "3",
+            "--output-dir", str(folder), "--train", "new", "--max-steps", "6", "--eval-steps", "3",
             "--logging-steps", "2", "--per-device-train-batch-size", "1", "--max-length", "16",
             *more]  # fmt: skip
 
