@@ -18,6 +18,7 @@ from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.summarize_job import Ready, Summarize
 from sftjax.recipes.summary_scoring import Sample
 from sftjax.recipes.training import Training, Tuned
+from sftjax.recipes.watching import faults_told
 from sftjax.recipes.worn import Worn, told_of, trained_beside
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def write_summarized(
             "num_steps": tuned.num_steps,
             "strength": tuned.strength,
             "history": tuned.fit.history,
+            "faults": list(tuned.fit.faults),
             "retention": found.retention.rows(),
             "cut": {
                 name: {
@@ -160,6 +162,7 @@ def _report(job: Summarize, run: Ready, found: "Summarized", table: str, adapted
         table_markdown(answers, ["prompt", "before", "after"]),
         "![moved](plots/moved.png)",
         "## Training",
+        *faults_told(found.tuned.fit.faults),
         "![loss](plots/loss.png)",
     ]
     return "\n\n".join(parts) + "\n"

@@ -88,7 +88,8 @@ class Checkpoints:
         plain = None if identity is None else json.loads(redact(json.dumps(dict(identity))))
         self._identity, self._accept = plain, accept_changes
         self._read_only = read_only
-        self._pending: int | None = None
+        self._pending: tuple[int, Any] | None = None
+        self._whole: int | None = None
         self.failed = []
         self._open()
 
@@ -99,8 +100,9 @@ class Checkpoints:
           UserWarning: if the disk took it (or the one before) not, being full for example. The last
             whole checkpoint stays, and the next call tries again.
         """
+        self.wait()
         step = int(saved.state.step)
-        if step == self._pending:
+        if step == self._whole:
             return  # the very same state
         tree = {"state": saved.state, "best": saved.best}
         facts = {
@@ -110,26 +112,27 @@ class Checkpoints:
             "forms": forms(tree),
             "digests": digests(tree),
         }
-        for attempt in (1, 2):  # an error of the save before shows here: then this one is tried too
-            before, self._pending = self._pending, step
-            try:
+        try:
+            self._pending = (
+                step,
                 self._checkpointer.save_async(
                     step, tree, force=True, overwrite=True, custom_metadata=facts
-                )
-                return
-            except (OSError, ValueError, RuntimeError) as error:
-                self._tell(step if attempt == 2 or before is None else before, error)
-        self._pending = None
+                ),
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            self._tell(step, error)
 
     def wait(self) -> None:
-        """Wait until what was saved is on disk."""
+        """Wait until what was saved is on disk; warns as `save` does."""
         if self._pending is None:
             return
+        (step, response), self._pending = self._pending, None
         try:
-            self._checkpointer._manager.wait_until_finished()
+            response.result()
         except (OSError, ValueError, RuntimeError) as error:
-            self._tell(self._pending, error)
-            self._pending = None
+            self._tell(step, error)
+        else:
+            self._whole = step
 
     def latest(self, like: TrainState, *, at_most: int | None = None) -> Saved | None:
         """Return the newest checkpoint that can be read, or `None` if there is none.
@@ -147,7 +150,7 @@ class Checkpoints:
           UserWarning: for each newer checkpoint that could not be read, and when none is left.
         """
         self.wait()
-        self._pending = None
+        self._whole = None
         steps = sorted((found.step for found in self._checkpointer.checkpoints), reverse=True)
         steps = [step for step in steps if at_most is None or step <= at_most]
         for place, step in enumerate(steps):
