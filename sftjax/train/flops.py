@@ -35,7 +35,7 @@ def step_flops(step: Step, state: TrainState, fixed: Fixed, batch: Batch) -> flo
       fixed: what does not move.
       batch: one batch.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> step = jax.jit(lambda state, fixed, batch: batch["x"] @ batch["x"])
     >>> step_flops(step, None, None, {"x": jnp.ones((8, 8))})
     1024.0
