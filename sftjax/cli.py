@@ -1,10 +1,17 @@
 """The command line: `sftjax classify`, `images`, `summarize`, `chat`, `predict` and more."""
 
+import contextlib
+import signal
 import sys
-from typing import Annotated
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import tyro
 
+from sftjax.core import redact
+from sftjax.recipes import startup
 from sftjax.recipes.anomaly import anomaly
 from sftjax.recipes.anomaly_job import Anomaly
 from sftjax.recipes.chat import chat
@@ -22,10 +29,11 @@ from sftjax.recipes.merge import Merge, merge
 from sftjax.recipes.plan import Plan, plan
 from sftjax.recipes.predict import predict_rows
 from sftjax.recipes.predict_job import Predict
+from sftjax.recipes.replaying import Replay, replay_run
 from sftjax.recipes.summarize import summarize
 from sftjax.recipes.summarize_job import Summarize
 from sftjax.recipes.talk import Talk, talk
-from sftjax.train import keep_freed_memory
+from sftjax.train import RESUME, Interrupted, keep_freed_memory
 
 Command = (
     Annotated[Classify, tyro.conf.subcommand("classify")]
@@ -41,12 +49,22 @@ Command = (
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Replay, tyro.conf.subcommand("replay")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
 )
 
 
+DISK = 74
+"""The exit code when the disk refuses (full, read-only): EX_IOERR of sysexits.h."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; bad input ends with one paragraph on stderr and exit code 2."""
+    """Run a command; what goes wrong ends with one paragraph on stderr and an exit code.
+
+    2 is bad input or a loss that is not finite, 74 a disk that refuses, and 75 that the run was
+    asked to stop (SIGTERM, Ctrl-C) and the same command goes on.
+    """
+    startup.begin()
     job = tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="sftjax",
@@ -55,40 +73,73 @@ def main(arguments: list[str] | None = None) -> int:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     keep_freed_memory()
+    startup.keep_compiled()
     try:
-        match job:
-            case Classify():
-                classify(job)
-            case Anomaly():
-                anomaly(job)
-            case Diagnose():
-                diagnose(job)
-            case TuneImages():
-                images(job)
-            case TuneChat():
-                chat(job)
-            case Talk():
-                talk(job)
-            case Summarize():
-                summarize(job)
-            case Generate():
-                generate_text(job)
-            case Compare():
-                compare(job)
-            case Merge():
-                merge(job)
-            case Predict():
-                predict_rows(job)
-            case Plan():
-                plan(job)
-            case Inspect():
-                print(inspect(job))
-            case Demo():
-                demo(job)
+        with _terminated():
+            _run(job)
+    except Interrupted as stopped:
+        return _ends(stopped, RESUME)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        print(f"sftjax: {error}", file=sys.stderr)
-        return 2
+        return _ends(error, 2)
+    except OSError as error:
+        return _ends(error, DISK)
     return 0
+
+
+def _ends(error: Exception, code: int) -> int:
+    print(f"sftjax: {redact(str(error))}", file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _terminated() -> Iterator[None]:
+    """Answer SIGTERM outside of a loop too: nothing is lost that was not lost anyway."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise Interrupted(None, saved=True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _run(job: object) -> None:
+    match job:
+        case Classify():
+            classify(job)
+        case Anomaly():
+            anomaly(job)
+        case Diagnose():
+            diagnose(job)
+        case TuneImages():
+            images(job)
+        case TuneChat():
+            chat(job)
+        case Talk():
+            talk(job)
+        case Summarize():
+            summarize(job)
+        case Generate():
+            generate_text(job)
+        case Compare():
+            compare(job)
+        case Merge():
+            merge(job)
+        case Predict():
+            predict_rows(job)
+        case Plan():
+            plan(job)
+        case Replay():
+            replay_run(job)
+        case Inspect():
+            print(inspect(job))
+        case Demo():
+            demo(job)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Pytrees only: paths, partition, and the few types that every other room passes around."""
+"""Paths, partition, the few types that every other room passes around; and care with files."""
 
+from sftjax.core.file_name import file_name
 from sftjax.core.loss import Aux, Loss
 from sftjax.core.moments import clocks_of, owner_of
+from sftjax.core.npz_file import npz_names, read_npz
 from sftjax.core.partition import combine, count, holes, nbytes, partition
 from sftjax.core.paths import cover, flatten, map_with_path, matches, nearest, path_of, unflatten
 from sftjax.core.quantized import Quantized, is_quantized
+from sftjax.core.redact import redact
 from sftjax.core.state import Batch, Fixed, Metrics, Objective, PyTree, TrainState, View, step_key
 
 __all__ = [
@@ -22,6 +25,7 @@ __all__ = [
     "combine",
     "count",
     "cover",
+    "file_name",
     "flatten",
     "holes",
     "is_quantized",
@@ -29,9 +33,12 @@ __all__ = [
     "matches",
     "nbytes",
     "nearest",
+    "npz_names",
     "owner_of",
     "partition",
     "path_of",
+    "read_npz",
+    "redact",
     "step_key",
     "unflatten",
 ]

@@ -19,7 +19,7 @@ from sftjax.data.packed_pairs import PackedPairs
 from sftjax.data.packing import ChatBatches, Packing, best_fit
 from sftjax.data.pair_batches import PairBatches
 from sftjax.data.pairs import TEMPLATES, Pairs, Policy, columns_of, encode_pairs, fill
-from sftjax.data.prefetch import prefetch
+from sftjax.data.prefetch import ahead, prefetch
 from sftjax.data.processor import Processor, processor_config, processor_of
 from sftjax.data.show import Shown, show
 from sftjax.data.sources import read, splits
@@ -64,6 +64,7 @@ __all__ = [
     "Tokenizer",
     "UnreadableImage",
     "WordTokenizer",
+    "ahead",
     "augmentation",
     "best_fit",
     "bucket_lengths",

@@ -255,8 +255,10 @@ def unpack(archive: Path, asset: Asset, folder: Path) -> None:
         for member, path in members:
             if ".." in path.parts or "\\" in member.filename or ":" in member.filename:
                 raise ValueError(f"{archive.name}: {member.filename!r} leaves the folder; refused")
-            if stat.S_ISLNK(member.external_attr >> 16):
-                raise ValueError(f"{archive.name}: {member.filename!r} is a link; refused")
+            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+                raise ValueError(
+                    f"{archive.name}: {member.filename!r} is a link or a device; refused"
+                )
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             with content.open(member) as source, target.open("wb") as sink:

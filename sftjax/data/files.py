@@ -103,10 +103,12 @@ def _json_lines(path: Path) -> dict[str, list[Any]]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            at = f" at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
+            said = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise ValueError(
-                f"{path}, line {number}: not JSON at character {error.pos + 1} ({error.msg}). "
-                "Every line must be one whole JSON object."
+                f"{path}, line {number}: not JSON{at} ({said}). Every line must be one whole JSON "
+                "object."
             ) from error
         if not isinstance(record, dict):
             raise ValueError(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sftjax.core import npz_names, read_npz
 from sftjax.data.table import Table
 
 IDX_FILES: dict[str, tuple[str, ...]] = {
@@ -100,15 +101,16 @@ def read_medmnist(path: str | Path, split: str) -> Table:
       ValueError: if the file lacks the split, or images and labels differ in number.
     """
     path = Path(path)
-    with np.load(path, allow_pickle=False) as content:
-        names = (f"{split}_images", f"{split}_labels")
-        missing = [name for name in names if name not in content.files]
-        if missing:
-            raise ValueError(
-                f"{path} has no array {missing[0]!r}; a MedMNIST file has train_images, "
-                f"train_labels, val_..., test_...; this has {', '.join(content.files)}"
-            )
-        images, labels = content[names[0]], content[names[1]]
+    names, present = (f"{split}_images", f"{split}_labels"), npz_names(path)
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise ValueError(
+            f"{path} has no array {missing[0]!r}; a MedMNIST file has train_images, "
+            f"train_labels, val_..., test_...; this has {', '.join(present)}"
+        )
+    images, labels = read_npz(path, only=names).values()
+    if not images.ndim or not labels.ndim:
+        raise ValueError(f"{path}: {names[0]} and {names[1]} must have a row for each picture")
     if len(images) != len(labels):
         raise ValueError(f"{path}: {len(images)} {split} images and {len(labels)} labels")
     if images.dtype != np.uint8 or images.ndim not in (3, 4):

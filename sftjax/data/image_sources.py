@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from sftjax.core import npz_names
 from sftjax.data.decode import IMAGE_ENDINGS
 from sftjax.data.files import READERS
 from sftjax.data.image_arrays import IDX_FILES, read_idx_folder, read_medmnist
@@ -118,8 +117,7 @@ def _path(source: Any) -> Path | None:
 
 
 def _npz_splits(path: Path) -> set[str]:
-    with np.load(path, allow_pickle=False) as content:
-        return {name.removesuffix("_images") for name in content.files}
+    return {name.removesuffix("_images") for name in npz_names(path)}
 
 
 def _named_split(path: Path, split: str | None, known: Sequence[str]) -> str:

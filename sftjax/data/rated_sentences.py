@@ -220,7 +220,8 @@ def read_archive(archive: Path) -> list[Sentence]:
     with tarfile.open(archive) as content:
         for domain, name in FILES.items():
             file = content.extractfile(f"hutto_ICWSM_2014/{name}")
-            assert file is not None
+            if file is None:
+                raise ValueError(f"{archive}: {name} is no plain file")
             for number, line in enumerate(file.read().decode().splitlines(), start=1):
                 match = re.fullmatch(r"(\d+)(?:_\d+)?\t(-?\d\.?\d*)\t(.+)", line)
                 if match is None or not -4 <= float(match[2]) <= 4:

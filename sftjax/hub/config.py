@@ -6,6 +6,7 @@ Fields that this package does not know are kept.
 import json
 import os
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,7 +62,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not valid JSON: {error}. Mend it there, or copy the file again."
         ) from error
@@ -73,6 +74,13 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"{config.get('architectures')!r}), which this package has no module for. Known: "
             f"{', '.join(sorted(WEIGHT_MAPS))}. Choose a checkpoint of one of these; if it is one "
             "and the field is missing, add it."
+        )
+    if config.get("auto_map"):
+        warnings.warn(
+            f"{path} names code of its own (auto_map). It is never run: the weights are read as a "
+            f"plain {config['model_type']}. Compare its answers with the source's before you trust "
+            "them.",
+            stacklevel=2,
         )
     return config
 
@@ -189,6 +197,7 @@ def describe(config: Mapping[str, Any], head: Head, *, dtype: str, mixed: bool) 
     """
     new = dict(config)
     new["architectures"] = [class_name(config, head.kind)]
+    new.pop("auto_map", None)  # what is saved is the plain architecture, without code of its own
     new.pop(_HEAD_FIELD, None)
     new.pop(_STAGE_FIELD, None)
     if head.kind in BARE and head.kind != "hidden":

@@ -6,11 +6,11 @@ They are read into memory at once; what is written is always safetensors.
 import hashlib
 import pathlib
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from sftjax.core import read_npz
 from sftjax.hub.keras_files import read_keras_file
 from sftjax.hub.onnx_files import read_onnx_file
 from sftjax.hub.torch_files import read_torch_file
@@ -28,14 +28,7 @@ def read_npz_file(path: pathlib.Path) -> Tensors:
     Raises:
       ValueError: if the archive is damaged, or holds objects, which are pickles and not read.
     """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {_spelled(name): archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is not a whole archive of plain arrays ({error}). Download or copy it again, "
-            "and compare its size and sha256 with the source's"
-        ) from error
+    arrays = {_spelled(name): array for name, array in read_npz(path).items()}
     return {name: _without_heads(name, array) for name, array in arrays.items()}
 
 

@@ -60,10 +60,13 @@ class GgufFile(Mapping[str, np.ndarray]):
         """
         self.path = pathlib.Path(path)
         with self.path.open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise _broken(self.path, "it is empty")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
             self._read_header()
-        except (struct.error, UnicodeDecodeError, IndexError, KeyError, OverflowError) as error:
+        except (struct.error, UnicodeDecodeError, IndexError, KeyError, OverflowError,
+                RecursionError) as error:  # fmt: skip
             raise _broken(self.path, f"its header cannot be read ({error!r})") from error
 
     def _read_header(self) -> None:
@@ -89,6 +92,8 @@ class GgufFile(Mapping[str, np.ndarray]):
             shape = tuple(self._scalar("<Q") for _ in range(dimensions))[::-1]
             table.append((name, shape, self._scalar("<I"), self._scalar("<Q")))
         unit = self.metadata.get("general.alignment", 32)
+        if type(unit) is not int or not 0 < unit <= 1 << 20:
+            raise _broken(self.path, f"its tensors are aligned to {unit!r} bytes")
         data = -(-self._at // unit) * unit
         unknown = {name: kind for name, _, kind, _ in table if kind not in QUANTIZATIONS}
         if unknown:
@@ -117,7 +122,8 @@ class GgufFile(Mapping[str, np.ndarray]):
         shape, kind, start, stop = self._places[name]
         how = QUANTIZATIONS[kind]
         raw = np.frombuffer(self._map, np.uint8, stop - start, start).reshape(-1, how.bytes)
-        return how.decode(raw).reshape(shape)
+        with np.errstate(all="ignore"):  # scales that are not finite give numbers that are not
+            return how.decode(raw).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names."""

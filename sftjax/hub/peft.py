@@ -16,7 +16,7 @@ import numpy as np
 
 from sftjax.adapters import Plan, Planned, attach, check_adapter, merge_adapter
 from sftjax.adapters.kind import tree_at
-from sftjax.core import PyTree, flatten, map_with_path, unflatten
+from sftjax.core import PyTree, flatten, map_with_path, redact, unflatten
 from sftjax.hub.config import BARE
 from sftjax.hub.families import WEIGHT_MAPS
 from sftjax.hub.names import place, place_all
@@ -123,8 +123,8 @@ def save_adapter(
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensor_file(folder / TENSORS, tensors | whole, about)
-    write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-    write_text(folder / "README.md", _card(config, model))
+    write_text(folder / CONFIG, redact(json.dumps(config, indent=2, sort_keys=True)) + "\n")
+    write_text(folder / "README.md", redact(_card(config, model)))
     return folder
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sftjax.core import PyTree, flatten
+from sftjax.core import PyTree, flatten, redact
 from sftjax.hub.card import Card, card_of, render
 from sftjax.hub.config import BARE, architecture, class_name, describe
 from sftjax.hub.families import WEIGHT_MAPS
@@ -79,7 +79,9 @@ def save(
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(folder, tensors, max_shard_size)
-    write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    write_text(
+        folder / "config.json", redact(json.dumps(config, indent=2, ensure_ascii=False)) + "\n"
+    )
     beside = report.folder if report is not None else origin
     carried = [(origin, name) for name in copied]
     carried += [(beside, name) for name in (companions(beside) if beside is not None else ())]
@@ -89,7 +91,7 @@ def save(
             write_bytes(folder / name, source.read_bytes())
     if report is not None and report.processor is not None:
         write_text(folder / PROCESSOR, json.dumps(report.processor, indent=2) + "\n")
-    write_text(folder / "README.md", text)
+    write_text(folder / "README.md", redact(text))
     return folder
 
 

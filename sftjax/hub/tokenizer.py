@@ -209,7 +209,9 @@ def _convert(folder: pathlib.Path) -> Any:
     import transformers
 
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         return tokenizer.backend_tokenizer
     except (OSError, ValueError, ImportError, AttributeError) as error:
         raise ValueError(

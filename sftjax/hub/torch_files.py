@@ -32,6 +32,8 @@ _PARAMETER = "torch._utils _rebuild_parameter"
 _DICT = "collections OrderedDict"
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
+_MOST_TIMES = 4
+"""Tensors may share numbers (tied weights), but not grow without end from a few bytes."""
 _STATE_DICTS = (
     "state_dict",
     "model_state_dict",
@@ -96,6 +98,9 @@ def read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
                     "it begins neither as a zip archive nor as a pickle; a torch file does"
                 )
             found = _state_dict(content)
+            entries = sum(math.prod(tensor.shape) for tensor in found.values())
+            if entries > _MOST_TIMES * path.stat().st_size:  # views that repeat a storage
+                raise ValueError(f"its tensors have {entries:,} numbers, and it holds far fewer")
             return {name: _array(name, tensor, numbers) for name, tensor in found.items()}
         except _Refused as error:
             raise ValueError(
@@ -103,8 +108,8 @@ def read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
                 "nothing of it was run. If you trust where it comes from, open it once with torch "
                 "and save its state dict with safetensors"
             ) from error
-        except (ValueError, EOFError, IndexError, KeyError, TypeError, struct.error,
-                UnicodeDecodeError, zipfile.BadZipFile, OverflowError) as error:  # fmt: skip
+        except (ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, OSError,
+                RuntimeError, zipfile.BadZipFile, OverflowError) as error:  # fmt: skip
             raise ValueError(
                 f"{path} is not a whole torch checkpoint ({error}). Download or copy it again, and "
                 "compare its size and sha256 with the source's"

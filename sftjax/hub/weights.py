@@ -272,9 +272,12 @@ def _open_msgpack(path: pathlib.Path) -> Weights:
         # Mapped, because restoring copies every array out of what it is given.
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             tensors = flatten(flax.serialization.msgpack_restore(data))  # type: ignore[arg-type]
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+        if strange := [name for name, leaf in tensors.items() if not isinstance(leaf, np.ndarray)]:
+            raise ValueError(f"{strange[0]!r} is no array")
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, OSError,
+            RecursionError, OverflowError, MemoryError, EOFError) as error:  # fmt: skip
         raise ValueError(
-            f"{path} is not a whole Flax checkpoint ({error}). Download or copy it again, and "
+            f"{path} is not a whole Flax checkpoint ({error!r}). Download or copy it again, and "
             "compare its size and sha256 with the source's."
         ) from error
     return Weights(

@@ -32,6 +32,7 @@ from sftjax.recipes.anomaly_rows import Kinds, kinds_of, normal_and_others, norm
 from sftjax.recipes.detectors import OF_LOGITS, Detector, Seen, Viewer, fit_detector, middle
 from sftjax.recipes.image_models import LoadedImages, load_images_model
 from sftjax.recipes.picture_rows import PictureRows, tell_of_pictures
+from sftjax.recipes.progress import say
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.streams import in_order
 from sftjax.train import claim
@@ -48,7 +49,7 @@ class Strange(NamedTuple):
     folder: pathlib.Path
 
 
-def anomaly(job: Anomaly, tell: Callable[[str], None] = print) -> Strange:
+def anomaly(job: Anomaly, tell: Callable[[str], None] = say) -> Strange:
     """Run the recipe; everything that could be wrong with the input is refused before compilation.
 
     Raises:

@@ -28,14 +28,15 @@ from sftjax.recipes.chat_rows import (
     read_chat,
 )
 from sftjax.recipes.finetune import finetune
+from sftjax.recipes.home import move_in
 from sftjax.recipes.methods import parse
 from sftjax.recipes.prepare import quantized
+from sftjax.recipes.progress import say
 from sftjax.recipes.run_folder import named
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.talk import answers, greedy
 from sftjax.recipes.training import Tuned
 from sftjax.recipes.worn import told_of, wear
-from sftjax.train import claim
 
 ANCHORS = (
     "", "none", "l2-sp", "recadam", "difference", "mixout", "ema", "wise-ft", "spd", "sam",
@@ -56,7 +57,7 @@ class Chatted(NamedTuple):
     folder: pathlib.Path
 
 
-def chat(job: TuneChat, tell: Callable[[str], None] = print) -> Chatted:
+def chat(job: TuneChat, tell: Callable[[str], None] = say) -> Chatted:
     """Run the recipe; everything that could be wrong with the input is refused before compilation.
 
     Args:
@@ -94,8 +95,7 @@ def chat(job: TuneChat, tell: Callable[[str], None] = print) -> Chatted:
     batches = ChatBatches(train, training.rows, packing=packing, seed=training.seed)
     tell(str(batches.report))
     params = decoder.params
-    if claim(job.output_dir, _facts(job, decoder, train, evaluation)):
-        tell(f"{job.output_dir} holds this very run: going on from its last checkpoint")
+    move_in(job, _facts(job, decoder, train, evaluation), tell)
     key, new = jax.random.key(training.seed), tuple(decoder.report.new)
     adapters = not_on_the_head(training.adapter, decoder.model)
     worn = wear(adapters, params, new, key, quantize=training.quantize)
@@ -150,7 +150,7 @@ def chat(job: TuneChat, tell: Callable[[str], None] = print) -> Chatted:
         Stream(batches.steps_per_epoch, batches.at),
         training,
         evaluate=evaluated,
-        checkpoint_folder=job.output_dir / "checkpoints",
+        folder=job.output_dir,
         tell=tell,
         held=worn.held,
     )
@@ -192,7 +192,7 @@ def _facts(job: TuneChat, decoder: LoadedDecoder, train: Any, evaluation: Any) -
         "devices": jax.device_count(),
         **settings,
         **dataclasses.asdict(job.rows),
-        **dataclasses.asdict(job.training),
+        **job.training.facts(),
     }
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import ClassVar
 
 from sftjax.recipes.chat_rows import ChatRows
 from sftjax.recipes.training import Training
@@ -10,6 +11,8 @@ from sftjax.recipes.training import Training
 @dataclasses.dataclass(frozen=True)
 class TuneChat:
     """Fine-tune a decoder (Llama, SmolLM2, Mistral, Qwen, Gemma) on conversations."""
+
+    command: ClassVar[str] = "chat"
 
     output_dir: pathlib.Path
     """The run's folder: model, metrics, report, plots, checkpoints. The same command resumes it."""

@@ -12,6 +12,7 @@ from sftjax.recipes.chat_rows import LoadedDecoder, folder_name
 from sftjax.recipes.deciding import pretrained
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.training import Tuned
+from sftjax.recipes.watching import faults_told
 from sftjax.recipes.weights_folder import write_weights
 from sftjax.recipes.worn import Worn
 
@@ -58,6 +59,7 @@ def write_run(
             "num_steps": tuned.num_steps,
             "seconds": tuned.fit.seconds,
             "history": tuned.fit.history,
+            "faults": list(tuned.fit.faults),
             "samples": samples,
             "moved": distances,
         },
@@ -78,6 +80,7 @@ def write_run(
                 "## What moved",
                 f"```\n{tuned.description}\n```",
                 "## Training",
+                *faults_told(tuned.fit.faults),
                 "![loss](plots/loss.png)",
             ]
         )

@@ -27,6 +27,7 @@ from sftjax.recipes.one_run import (
     write_numbers,
 )
 from sftjax.recipes.prepare import Classify, Prepared, prepare
+from sftjax.recipes.progress import say
 from sftjax.recipes.run_folder import write_text
 from sftjax.recipes.sweep import Swept, runs_of, sweep
 from sftjax.recipes.text_rows import PROBLEM_TYPES
@@ -43,7 +44,7 @@ class Classified(NamedTuple):
     folder: pathlib.Path
 
 
-def classify(job: Classify, tell: Callable[[str], None] = print) -> Classified | Swept:
+def classify(job: Classify, tell: Callable[[str], None] = say) -> Classified | Swept:
     """Run the recipe; everything that could be wrong with the input is refused before compilation.
 
     Args:

@@ -37,7 +37,9 @@ from sftjax.recipes.finetune import finetune
 from sftjax.recipes.methods import parse
 from sftjax.recipes.mixing import mixed
 from sftjax.recipes.prepare import fitting, quantized, without_held
+from sftjax.recipes.progress import say
 from sftjax.recipes.run_folder import write_json, write_text
+from sftjax.recipes.startup import keep_compiled
 from sftjax.recipes.text_models import load_encoder
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows, labels_of, read_splits
 from sftjax.recipes.training import Training
@@ -100,7 +102,7 @@ class Data(NamedTuple):
     group: str | None
 
 
-def compare(job: Compare, tell: Callable[[str], None] = print) -> list[Row]:
+def compare(job: Compare, tell: Callable[[str], None] = say) -> list[Row]:
     """Run the comparison and write its folder.
 
     Returns:
@@ -123,10 +125,10 @@ def compare(job: Compare, tell: Callable[[str], None] = print) -> list[Row]:
     return compare_on(job, Data(train, tests, reference, job.reference_group), tell)
 
 
-def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = print) -> list[Row]:
+def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = say) -> list[Row]:
     """Run the comparison on tables at hand."""
     # The seeds of a method run the same program, each compiled only for the first of them.
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    keep_compiled()
     if job.columns.task != "single-label":
         raise ValueError(
             f"compare measures accuracy, and the task is {job.columns.task}; it takes one class a "
@@ -158,7 +160,7 @@ def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = print) ->
         "rows": job.rows,
         "validation_fraction": job.validation_fraction,
         **dataclasses.asdict(columns),
-        **dataclasses.asdict(job.training),
+        **job.training.facts(),
     }
     claim(job.output_dir, facts)
     cache = cache_folder() / "tokens"

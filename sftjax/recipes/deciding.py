@@ -161,6 +161,7 @@ def loop_options(training: Training, every: int) -> dict[str, Any]:
         "patience": training.early_stopping_patience,
         "save_steps": training.save_steps or every,
         "log_steps": training.logging_steps,
+        "on_nan": training.on_nan,
     }
 
 

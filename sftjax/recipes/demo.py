@@ -36,6 +36,7 @@ from sftjax.models import Head, TextEncoder
 from sftjax.objectives import classification
 from sftjax.recipes.finetune import finetune
 from sftjax.recipes.keeping import Embedder, Keeper, first
+from sftjax.recipes.progress import say
 from sftjax.recipes.run_folder import write_json, write_text
 from sftjax.recipes.scoring import Scorer
 from sftjax.recipes.streams import in_order, shuffled
@@ -95,7 +96,7 @@ class Row(NamedTuple):
         return self.kept.whole.distance
 
 
-def demo(job: Demo, tell: Callable[[str], None] = print) -> dict[str, Row]:
+def demo(job: Demo, tell: Callable[[str], None] = say) -> dict[str, Row]:
     """Run the demo and write its folder.
 
     Returns:

@@ -34,6 +34,7 @@ from sftjax.recipes.one_run import (
 )
 from sftjax.recipes.picture_rows import ALONE, PictureRows
 from sftjax.recipes.prepare_images import PreparedImages, prepare_images
+from sftjax.recipes.progress import say
 from sftjax.recipes.run_folder import write_text
 from sftjax.recipes.streams import in_order
 from sftjax.recipes.sweep import Swept, runs_of, sweep
@@ -53,7 +54,7 @@ class Diagnosed(NamedTuple):
         return self.measured.metrics
 
 
-def diagnose(job: Diagnose, tell: Callable[[str], None] = print) -> Diagnosed | Swept:
+def diagnose(job: Diagnose, tell: Callable[[str], None] = say) -> Diagnosed | Swept:
     """Run the recipe; everything that could be wrong with the input is refused before compilation.
 
     Args:

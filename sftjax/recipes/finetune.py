@@ -1,6 +1,5 @@
 """Fine-tune by what moves, how fast, and by what it is held: the part that recipes share."""
 
-import contextlib
 import pathlib
 from collections.abc import Callable, Collection
 
@@ -12,15 +11,17 @@ from sftjax.data import Batches
 from sftjax.models import take_statistics
 from sftjax.recipes.average import averaging, read_average
 from sftjax.recipes.deciding import decide, loop_options, pretrained, with_rates
+from sftjax.recipes.home import checkpoints_of, replay_and_leave
 from sftjax.recipes.in_phases import finetune_in_phases
-from sftjax.recipes.methods import Method, Parts, compiled, masked, parse
+from sftjax.recipes.methods import Method, Parts, masked, parse
 from sftjax.recipes.norms import filled, measured_anew
-from sftjax.recipes.progress import progress
+from sftjax.recipes.stepping import compiled, diagnosing
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.training import Training, Tuned
+from sftjax.recipes.watching import watching
 from sftjax.recipes.weighing import weighed
 from sftjax.select import Selection, describe
-from sftjax.train import fit, init, open_checkpoints, replicate, spread
+from sftjax.train import fit, init, replicate
 
 
 def finetune(
@@ -31,7 +32,7 @@ def finetune(
     training: Training,
     *,
     evaluate: Callable[[PyTree], dict[str, float]] | None = None,
-    checkpoint_folder: pathlib.Path | None = None,
+    folder: pathlib.Path | None = None,
     title: str = "training",
     tell: Callable[[str], None] = lambda text: None,
     held: Collection[str] = (),
@@ -45,7 +46,8 @@ def finetune(
       stream: the training batches; a `data.Batches` is one, too.
       training: how.
       evaluate: `params -> {"eval_loss": ...}`; `None` keeps the last weights.
-      checkpoint_folder: where to save and resume; `None` saves nothing.
+      folder: the run's, already claimed: its checkpoints (from which it resumes) and its log;
+        `None` saves nothing.
       title: what the progress bar says.
       tell: is given the selection's report before anything is compiled.
       held: paths of new leaves that are held to their start like pretrained ones (an adapter's).
@@ -68,7 +70,7 @@ def finetune(
     if training.phases:
         return finetune_in_phases(
             params, new, parts, stream, training,
-            evaluate=evaluate, checkpoint_folder=checkpoint_folder, title=title, tell=tell,
+            evaluate=evaluate, folder=folder, title=title, tell=tell,
         )  # fmt: skip
     num_steps = training.num_steps(stream.steps_per_epoch)
     plan = decide(params, new, parts, training, training.rules(), num_steps, held=held)
@@ -94,7 +96,7 @@ def finetune(
         rest, statistics = take_statistics(params, policy.adapt)
         method = method._replace(objective=filled(method.objective))
     state, fixed = replicate(begin(rest, chosen, method, training, anchor, importance, statistics))
-    step = compiled(method, method.tx, training.gradient_accumulation_steps)
+    step = compiled(method, method.tx, training.gradient_accumulation_steps, training.on_nan)
 
     def weights(state: TrainState) -> PyTree:
         moved = method.weights(state)
@@ -104,22 +106,24 @@ def finetune(
         assert evaluate is not None
         return evaluate(combine(method.seen(weights(state), fixed.anchor), fixed.frozen))
 
+    if training.replay is not None:
+        replay_and_leave(folder, training, step, state, fixed, stream.at)
     every = training.eval_steps or stream.steps_per_epoch
-    with contextlib.ExitStack() as stack:
-        checkpoints = None
-        if checkpoint_folder is not None:
-            checkpoints = stack.enter_context(open_checkpoints(checkpoint_folder))
-        log = stack.enter_context(progress(title, num_steps))
+    with (
+        watching(training, folder, stream.at, num_steps, title=title, tell=tell) as around,
+        checkpoints_of(folder, training) as checkpoints,
+    ):
         run = fit(
-            step,
+            around.around(step),
             state,
             fixed,
-            spread(stream.at),
+            around.batch_at,
             num_steps,
             evaluate=None if evaluate is None else score,
             checkpoints=checkpoints,
-            log=log,
             weights=weights,
+            diagnose=diagnosing(method, training.gradient_accumulation_steps),
+            **around.options,
             **loop_options(training, every),
         )
     # Frozen leaves as they came: those in `fixed` may have been cast.

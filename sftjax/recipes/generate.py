@@ -17,6 +17,7 @@ from sftjax.data.table import texts
 from sftjax.evaluate.generate_settings import read_settings
 from sftjax.hub import load_tokenizer
 from sftjax.recipes.adapter_folder import is_adapter, load_adapted
+from sftjax.recipes.progress import say
 from sftjax.recipes.run_folder import write_text
 from sftjax.recipes.summary_rows import load_writer, pairs_in_order
 from sftjax.recipes.writing import Writer
@@ -54,7 +55,7 @@ class Generate:
     """Texts at a time."""
 
 
-def generate_text(job: Generate, tell: Callable[[str], None] = print) -> list[str]:
+def generate_text(job: Generate, tell: Callable[[str], None] = say) -> list[str]:
     """Write, and print or save what came out.
 
     Returns:

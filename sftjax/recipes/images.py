@@ -35,6 +35,7 @@ from sftjax.recipes.one_run import (
 )
 from sftjax.recipes.picture_rows import PictureRows
 from sftjax.recipes.prepare_images import PreparedImages, prepare_images
+from sftjax.recipes.progress import say
 from sftjax.recipes.run_folder import write_text
 from sftjax.recipes.sweep import Swept, runs_of, sweep
 from sftjax.recipes.training import Tuned
@@ -51,7 +52,7 @@ class Tuning(NamedTuple):
     folder: pathlib.Path
 
 
-def images(job: TuneImages, tell: Callable[[str], None] = print) -> Tuning | Swept:
+def images(job: TuneImages, tell: Callable[[str], None] = say) -> Tuning | Swept:
     """Run the recipe; everything that could be wrong with the input is refused before compilation.
 
     Args:

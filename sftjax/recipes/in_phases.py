@@ -1,6 +1,5 @@
 """A fine-tuning run in phases: a head first and then the rest, or block after block."""
 
-import contextlib
 import pathlib
 from collections.abc import Callable, Collection
 
@@ -12,14 +11,16 @@ from sftjax.core import Fixed, PyTree, TrainState, combine, flatten, partition
 from sftjax.data import Batches
 from sftjax.models import statistics_of
 from sftjax.recipes.deciding import Decision, decide, loop_options, pretrained, with_rates
-from sftjax.recipes.methods import METHODS, Parts, compiled, parse
+from sftjax.recipes.home import CHECKPOINTS, keeping
+from sftjax.recipes.methods import METHODS, Parts, parse
 from sftjax.recipes.norms import measured_anew
 from sftjax.recipes.phase_words import phases_of_words, with_new
-from sftjax.recipes.progress import progress
+from sftjax.recipes.stepping import compiled, diagnosing
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.training import LESS_IS_BETTER, Training, Tuned
+from sftjax.recipes.watching import watching
 from sftjax.select import describe, select
-from sftjax.train import Fit, Phase, replicate, run_phases, spread
+from sftjax.train import Fit, Phase, replicate, run_phases
 
 WHOLE_RUN = ("ewc", "child-d", "difference", "ema")
 """Methods whose state belongs to one partition; they do not go on from phase to phase."""
@@ -33,7 +34,7 @@ def finetune_in_phases(
     training: Training,
     *,
     evaluate: Callable[[PyTree], dict[str, float]] | None,
-    checkpoint_folder: pathlib.Path | None,
+    folder: pathlib.Path | None,
     title: str,
     tell: Callable[[str], None],
 ) -> Tuned:
@@ -41,6 +42,8 @@ def finetune_in_phases(
 
     The dose is shared among the phases that hold pretrained leaves, by their updates.
     """
+    if training.replay is not None:
+        raise ValueError("a run in --phases cannot be replayed: each phase is a program of its own")
     name, own = parse(training.anchor)
     if name in WHOLE_RUN:
         raise ValueError(
@@ -75,7 +78,8 @@ def finetune_in_phases(
     waiting = iter(plans)
 
     def make(tx):
-        return compiled(next(waiting).method, tx, training.gradient_accumulation_steps)
+        accumulate = training.gradient_accumulation_steps
+        return around.around(compiled(next(waiting).method, tx, accumulate, training.on_nan))
 
     def score(state: TrainState, fixed: Fixed) -> dict[str, float]:
         assert evaluate is not None
@@ -83,20 +87,22 @@ def finetune_in_phases(
 
     every = training.eval_steps or stream.steps_per_epoch
     options = loop_options(training, every)
-    with contextlib.ExitStack() as stack:
+    with watching(training, folder, stream.at, num_steps, title=title, tell=tell) as around:
         run = run_phases(
             params,
             phases,
             make,
-            spread(stream.at),
+            around.batch_at,
             jax.random.key(training.seed),
             anchor=anchor,
             frozen_dtype=jnp.bfloat16 if training.bf16 else None,
             place=replicate,
-            folder=checkpoint_folder,
+            folder=None if folder is None else folder / CHECKPOINTS,
+            keeping=None if folder is None else keeping(folder, training),
             tell=tell,
             evaluate=None if evaluate is None else score,
-            log=stack.enter_context(progress(title, num_steps)),
+            diagnose=diagnosing(plans[-1].method, training.gradient_accumulation_steps),
+            **around.options,
             **options,
         )
     last = plans[-1]
@@ -120,7 +126,7 @@ def finetune_in_phases(
     kept = partition(run.best, last.selection.trainable)[0]
     best = last.method.finish(pretrained(params, new), run.best)
     best = measured_anew(parts.norms, last.policy, best, stream)
-    fitted = Fit(run.end.state, kept, best_step, history, run.seconds)
+    fitted = Fit(run.end.state, kept, best_step, history, run.seconds, run.faults)
     return Tuned(best, fitted, last.selection, report, last.method.strength, num_steps)
 
 

@@ -20,6 +20,7 @@ from sftjax.recipes.deciding import pretrained
 from sftjax.recipes.keeping import Keeper
 from sftjax.recipes.mixing import TITLES, How, Mixed, mixed, read_how
 from sftjax.recipes.prepare import fitting
+from sftjax.recipes.progress import say
 from sftjax.recipes.run_folder import named, write_json, write_text
 from sftjax.recipes.scoring import Scorer, check_metric
 from sftjax.recipes.streams import in_order
@@ -64,7 +65,7 @@ class Merged(NamedTuple):
     folder: pathlib.Path
 
 
-def merge(job: Merge, tell: Callable[[str], None] = print) -> Merged:
+def merge(job: Merge, tell: Callable[[str], None] = say) -> Merged:
     """Load, merge and save; models that cannot be merged are refused before anything is computed.
 
     Raises:

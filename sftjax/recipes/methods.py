@@ -40,7 +40,7 @@ from sftjax.recipes.streams import Stream
 from sftjax.recipes.tpgm import projecting
 from sftjax.recipes.weighing import Weighing, weighing_of
 from sftjax.select import bernoulli_gradients, block_ids, fisher_mask, lisa, only_elements, stacks
-from sftjax.train import Step, compile_step, make_step, with_reference
+from sftjax.train import Step, with_reference
 
 DEFAULT = "l2-sp"
 """The anchor if none is named."""
@@ -389,9 +389,3 @@ STRONG = ("l2-sp", "ewc")
 def masked(method: Method, mask: PyTree) -> Method:
     """Return the method moving only the scalars of a mask, beside the leaves that it leaves out."""
     return method._replace(tx=only_elements(method.tx, mask))
-
-
-def compiled(method: Method, tx: optax.GradientTransformation, accumulate: int) -> Step:
-    """Return the compiled step of a method under an optimizer (its own, or a phase's of it)."""
-    step = make_step(method.objective, tx, accumulate=accumulate, view=method.view)
-    return compile_step(method.wrap(step))

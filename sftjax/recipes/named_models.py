@@ -8,6 +8,7 @@ from sftjax.core import PyTree
 from sftjax.data import ASSETS, fetch
 from sftjax.hub import LoadReport, load
 from sftjax.models import Model
+from sftjax.recipes.startup import part
 
 M = TypeVar("M", bound=Model)
 
@@ -46,7 +47,8 @@ def load_as(
     Raises:
       ValueError: if the checkpoint is of another kind of model.
     """
-    model, params, report = load(folder_of(name), **how)
+    with part("load"):
+        model, params, report = load(folder_of(name), **how)
     if not isinstance(model, kind):
         raise ValueError(f"{name} is a {model.family}, and this command {takes}")
     return model, params, report

@@ -12,6 +12,7 @@ from sftjax.hub import Data, Metric, card_of
 from sftjax.models import statistics_of
 from sftjax.recipes.above_prefix import NO_PREFIX, above_prefix
 from sftjax.recipes.finetune import finetune
+from sftjax.recipes.home import move_in
 from sftjax.recipes.images_job import TuneImages
 from sftjax.recipes.keeping import Keeper
 from sftjax.recipes.prepare import Classify, Prepared
@@ -19,9 +20,9 @@ from sftjax.recipes.run_folder import named, write_json
 from sftjax.recipes.scoring import Run, Scorer
 from sftjax.recipes.streams import Batched, Stream, in_order, shuffled
 from sftjax.recipes.training import Tuned
+from sftjax.recipes.watching import faults_told
 from sftjax.recipes.weights_folder import write_weights
 from sftjax.recipes.worn import Worn, told_of, wear
-from sftjax.train import claim
 
 Job = Classify | TuneImages
 
@@ -52,8 +53,7 @@ def carry_out(
       tell: is given what a person wants to read on the way.
       groups: of the evaluation rows, over which intervals are taken; None is over rows.
     """
-    if claim(job.output_dir, run.facts):
-        tell(f"{job.output_dir} holds this very run: going on from its last checkpoint")
+    move_in(job, run.facts, tell)
     model, params, report = run.model, run.params, run.report
     key, quantize = jax.random.key(job.training.seed), job.training.quantize
     worn = wear(job.training.adapter, params, run.new, key, quantize=quantize)
@@ -82,7 +82,7 @@ def carry_out(
         batches(run.train),
         job.training,
         evaluate=scorer.scores,
-        checkpoint_folder=job.output_dir / "checkpoints",
+        folder=job.output_dir,
         tell=tell,
         held=worn.held,
     )
@@ -150,6 +150,7 @@ def write_numbers(folder: pathlib.Path, ran: Ran, **more: Any) -> None:
             "num_steps": tuned.num_steps,
             "strength": tuned.strength,
             "history": tuned.fit.history,
+            "faults": list(tuned.fit.faults),
             **kept,
             **more,
         },
@@ -178,7 +179,8 @@ def closing(ran: Ran, adapted: list[str]) -> list[str]:
         lines += ["## What was kept", f"```\n{ran.retention}\n```"]
         if ran.retention.whole.distance > 0:
             lines.append("![moved](plots/moved.png)")
-    return [*lines, "## Training", "![loss](plots/loss.png)"]
+    lines += ["## Training", *faults_told(ran.tuned.fit.faults), "![loss](plots/loss.png)"]
+    return lines
 
 
 def tell_end(job: Job, ran: Ran, tell: Callable[[str], None]) -> None:

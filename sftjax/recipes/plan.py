@@ -20,11 +20,13 @@ from sftjax.recipes.chat_job import TuneChat
 from sftjax.recipes.chat_parts import chat_parts, check_head, not_on_the_head
 from sftjax.recipes.deciding import decide
 from sftjax.recipes.finetune import begin
-from sftjax.recipes.methods import Parts, compiled
+from sftjax.recipes.methods import Parts
 from sftjax.recipes.named_models import folder_of
 from sftjax.recipes.plan_table import device_memory, parse_bytes, plan_table, told_bytes
 from sftjax.recipes.prepare import quantized
+from sftjax.recipes.progress import say
 from sftjax.recipes.seq2seq_parts import seq2seq_parts
+from sftjax.recipes.stepping import compiled
 from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.training import Training
 from sftjax.recipes.worn import Worn, wear
@@ -71,7 +73,7 @@ class Planned(NamedTuple):
     """None where nothing says how much memory there is."""
 
 
-def plan(job: Plan, tell: Callable[[str], None] = print) -> Planned:
+def plan(job: Plan, tell: Callable[[str], None] = say) -> Planned:
     """Trace and compile a run's update from the shapes of everything, and say what it takes.
 
     Raises:

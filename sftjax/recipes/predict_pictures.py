@@ -23,6 +23,7 @@ from sftjax.recipes.named_models import folder_of
 from sftjax.recipes.picture_parts import normalizing
 from sftjax.recipes.picture_rows import PictureRows
 from sftjax.recipes.predict_job import Predict
+from sftjax.recipes.progress import say
 from sftjax.recipes.streams import in_order
 
 
@@ -40,7 +41,7 @@ def reads_pictures(name: str) -> bool:
     return read_config(home).get("model_type") in IMAGE_FAMILIES
 
 
-def predict_pictures(job: Predict, tell: Callable[[str], None] = print) -> np.ndarray:
+def predict_pictures(job: Predict, tell: Callable[[str], None] = say) -> np.ndarray:
     """Predict, and print or write what came out.
 
     Returns:

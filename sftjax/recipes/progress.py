@@ -5,9 +5,19 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
+from sftjax.core import redact
 from sftjax.train import Record
 
 Advance = Callable[[Record], None]
+
+
+def say(text: str) -> None:
+    """Print for a person, without secrets (`core.redact`).
+
+    >>> say("fetched with hf_" + "A1" * 17)
+    fetched with [redacted]
+    """
+    print(redact(text))
 
 
 @contextlib.contextmanager

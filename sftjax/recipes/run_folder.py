@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sftjax.core import redact
 from sftjax.evaluate import Interval
 
 
@@ -20,11 +21,11 @@ def write_json(path: pathlib.Path, facts: Any) -> None:
     >>> json.loads(path.read_text())
     {'accuracy': 0.5, 'auroc': None}
     """
-    write_text(path, json.dumps(_plain(facts), indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_text(path, json.dumps(plain(facts), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a text file atomically.
+    """Write a text file atomically, without secrets (`core.redact`).
 
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "report.md"
@@ -34,21 +35,22 @@ def write_text(path: pathlib.Path, text: str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, "utf8")
+    partial.write_text(redact(text), "utf8")
     partial.replace(path)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return what JSON can hold: plain containers and numbers, null for what is not finite."""
     if isinstance(value, Interval):
         return {"value": value.value, "low": value.low, "high": value.high, "level": value.level}
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple) and (names := getattr(value, "_fields", None)):
-        return {name: _plain(item) for name, item in zip(names, value, strict=True)}
+        return {name: plain(item) for name, item in zip(names, value, strict=True)}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

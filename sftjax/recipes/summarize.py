@@ -20,6 +20,8 @@ from sftjax.objectives import Apply, distill_teacher, sequence_to_sequence, with
 from sftjax.recipes.abilities import Abilities
 from sftjax.recipes.deciding import rules_of
 from sftjax.recipes.finetune import finetune
+from sftjax.recipes.home import move_in
+from sftjax.recipes.progress import say
 from sftjax.recipes.seq2seq_parts import encoder_stands, seq2seq_parts
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.summarize_job import Ready, Summarize, get_ready
@@ -35,7 +37,7 @@ from sftjax.recipes.training import Tuned
 from sftjax.recipes.worn import Worn, told_of, wear
 from sftjax.recipes.writing import Writer
 from sftjax.select import select
-from sftjax.train import claim, keep_prefix, with_prefix
+from sftjax.train import keep_prefix, with_prefix
 
 
 class Summarized(NamedTuple):
@@ -57,7 +59,7 @@ class Summarized(NamedTuple):
     folder: pathlib.Path
 
 
-def summarize(job: Summarize, tell: Callable[[str], None] = print) -> Summarized:
+def summarize(job: Summarize, tell: Callable[[str], None] = say) -> Summarized:
     """Run the recipe; everything that could be wrong with the input is refused before compilation.
 
     Args:
@@ -81,8 +83,7 @@ def summarize(job: Summarize, tell: Callable[[str], None] = print) -> Summarized
     for text in told_of(worn, run.params):
         tell(text)
     above = _encoder_above(job, run, worn, tell) if job.keep_prefix else None
-    if claim(job.output_dir, run.facts):
-        tell(f"{job.output_dir} holds this very run: going on from its last checkpoint")
+    move_in(job, run.facts, tell)
 
     weights = jax.jit(worn.weights)
     plain = weights(worn.params)
@@ -132,7 +133,7 @@ def summarize(job: Summarize, tell: Callable[[str], None] = print) -> Summarized
         batches(run.train),
         training,
         evaluate=lambda params: scorer.scores(weights(params)),
-        checkpoint_folder=job.output_dir / "checkpoints",
+        folder=job.output_dir,
         tell=tell,
         held=worn.held,
     )

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ from sftjax.recipes.training import Training
 @dataclasses.dataclass(frozen=True)
 class Summarize:
     """Fine-tune an encoder-decoder (T5 and its kin) to summarize."""
+
+    command: ClassVar[str] = "summarize"
 
     model: str
     """A local folder in the Hub's layout, the name of a repository on the Hub, or asset:NAME."""
@@ -226,5 +228,5 @@ def _facts(
         "devices": jax.device_count(),
         **{name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()},
         **dataclasses.asdict(job.columns),
-        **dataclasses.asdict(job.training),
+        **job.training.facts(),
     }

@@ -15,6 +15,7 @@ from sftjax.hub import Data, Metric, card_of
 from sftjax.recipes.run_folder import named, write_json, write_text
 from sftjax.recipes.summarize_job import Ready, Summarize
 from sftjax.recipes.summary_scoring import Sample
+from sftjax.recipes.watching import faults_told
 from sftjax.recipes.weights_folder import write_weights
 from sftjax.recipes.worn import Worn
 
@@ -76,6 +77,7 @@ def write_summarized(
             "num_steps": tuned.num_steps,
             "strength": tuned.strength,
             "history": tuned.fit.history,
+            "faults": list(tuned.fit.faults),
             "retention": found.retention.rows(),
             "cut": {
                 name: {
@@ -152,6 +154,7 @@ def _report(job: Summarize, run: Ready, found: "Summarized", table: str, adapted
         table_markdown(answers, ["prompt", "before", "after"]),
         "![moved](plots/moved.png)",
         "## Training",
+        *faults_told(found.tuned.fit.faults),
         "![loss](plots/loss.png)",
     ]
     return "\n\n".join(parts) + "\n"

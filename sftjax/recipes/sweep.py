@@ -20,6 +20,7 @@ from sftjax.recipes.images_job import TuneImages
 from sftjax.recipes.keeping import Keeper
 from sftjax.recipes.methods import METHODS, STRONG, parse
 from sftjax.recipes.prepare import Classify, Prepared
+from sftjax.recipes.progress import say
 from sftjax.recipes.scoring import Scorer, check_metric
 from sftjax.recipes.streams import in_order, shuffled
 from sftjax.recipes.sweep_fit import fit_runs
@@ -102,7 +103,7 @@ def training_of_run(training: Training, run: dict[str, float]) -> Training:
     return dataclasses.replace(training, **{**run, "seed": int(run["seed"])})  # type: ignore[arg-type]
 
 
-def sweep(job: Job, ready: Prepared, tell: Callable[[str], None] = print) -> Swept:
+def sweep(job: Job, ready: Prepared, tell: Callable[[str], None] = say) -> Swept:
     """Train and evaluate every run of `job.sweep` and write the folder; no model is saved.
 
     The runs share the frozen trunk and the batches (the order of rows is that of `--seed`); each

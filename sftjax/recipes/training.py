@@ -1,15 +1,17 @@
 """How to train, in words that users know, and what it gives."""
 
 import dataclasses
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import tyro
 
 from sftjax.core import PyTree
 from sftjax.select import Description, Selection
-from sftjax.train import Fit
+from sftjax.train import Fit, OnNan
 
+_BESIDE = ("on_change", "report_to", "profile", "replay")
+"""Settings that change nothing in the weights."""
 LESS_IS_BETTER = ("loss", "mse", "rmse", "mae", "nll", "brier", "ece")
 """Endings of metrics of which the smallest value is the best."""
 
@@ -91,6 +93,27 @@ class Training:
     """Updates between checkpoints; 0 is at every evaluation."""
     logging_steps: int = 10
     """Updates in a record of the history."""
+    on_nan: OnNan = "stop"
+    """When a loss or a gradient is not finite: `stop` says where it came from; `skip` leaves the
+    update out and counts it; `rollback` goes back to the last checkpoint and past the batches up to
+    the bad one."""
+    on_change: Literal["refuse", "accept"] = "refuse"
+    """What to do in a folder whose run was made with other data, weights or settings: refuse, or go
+    on from its checkpoint with what there is now, and note what changed."""
+    report_to: tuple[str, ...] = ()
+    """Besides `log.jsonl`: tensorboard, wandb (extras of the same names)."""
+    profile: int = 0
+    """Trace so many updates, after the first ones, into `profile` in the run's folder."""
+    replay: Annotated[int | None, tyro.conf.Suppress] = None
+    """Make this update again, and nothing else (see `sftjax replay`)."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what of this identifies a run: all that its numbers depend on.
+
+        >>> "seed" in Training().facts(), "profile" in Training().facts()
+        (True, False)
+        """
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in _BESIDE}
 
     def rules(self) -> list[tuple[str, float]]:
         """Return `train` as rules with rates.

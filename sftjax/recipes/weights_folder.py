@@ -1,6 +1,5 @@
 """What a run leaves of its weights: the folders of the model and of the adapter, and their card."""
 
-import dataclasses
 import pathlib
 from collections.abc import Sequence
 
@@ -55,7 +54,7 @@ def write_weights(
     if worn.mergeable:
         plain = worn.weights(tuned.params) if weights is None else weights
         facts = training_facts(tuned, training)
-        described = card._replace(settings=dataclasses.asdict(training), **facts)
+        described = card._replace(settings=training.facts(), **facts)
         save(folder / "model", model, plain, report=report, card=described)
     return adapted
 

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from sftjax.core import (
     clocks_of,
     combine,
     count,
+    file_name,
     flatten,
     holes,
     map_with_path,
@@ -29,8 +30,9 @@ from sftjax.core import (
 )
 from sftjax.core.state import Batch, Fixed, PyTree, TrainState
 from sftjax.train.checkpoint import open_checkpoints
-from sftjax.train.loop import Record, fit
+from sftjax.train.loop import fit
 from sftjax.train.step import Step, init
+from sftjax.train.window import Event, Record
 
 SETTINGS = ("hyperparams", "mask")
 """Fields of an optimizer's state that hold what the caller set; a new phase's own are used."""
@@ -75,6 +77,7 @@ class Phased(NamedTuple):
     history: list[Record]
     """The records of all phases; `step` counts through."""
     seconds: float
+    faults: tuple[Event, ...] = ()
 
 
 def run_phases(
@@ -92,6 +95,7 @@ def run_phases(
     place: Callable[[PyTree], PyTree] = lambda tree: tree,
     start: PhaseEnd | None = None,
     folder: str | os.PathLike[str] | None = None,
+    keeping: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] = print,
     **options: Any,
 ) -> Phased:
@@ -119,6 +123,7 @@ def run_phases(
       place: puts a state or fixed tree on devices, such as `replicate`.
       start: the end of an earlier phase of the same run; its phases are not run again.
       folder: keeps checkpoints, a subfolder a phase, and resumes from them.
+      keeping: arguments of `open_checkpoints` (the run's `identity`).
       tell: is given a line for each phase.
       **options: of `fit` (`evaluate`, `eval_steps`, `log`, ...), the same for every phase.
 
@@ -148,7 +153,7 @@ def run_phases(
     """
     _check(params, phases, options)
     done = 0 if start is None else start.phases
-    end, history, seconds = start, [], 0.0
+    end, history, seconds, faults = start, [], 0.0, ()
     best = params if start is None else start.params
     for number, phase in enumerate(phases[done:], done):
         keeps = end is not None and not phase.reset_optimizer
@@ -168,8 +173,10 @@ def run_phases(
         step = make(join_late(phase.tx, late))
         state, fixed = place(state), place(fixed)
         with contextlib.ExitStack() as stack:
-            home = None if folder is None else pathlib.Path(folder) / f"{number + 1}-{phase.name}"
-            saved = None if home is None else stack.enter_context(open_checkpoints(home))
+            saved = None
+            if folder is not None:
+                home = pathlib.Path(folder) / f"{number + 1}-{file_name(phase.name)}"
+                saved = stack.enter_context(open_checkpoints(home, **(keeping or {})))
             ran = fit(step, state, fixed, batch_at, stops, checkpoints=saved, **options)
         # From the params, not from fixed.frozen: those may be rounded to frozen_dtype.
         rest = partition(params if end is None else end.params, phase.trainable)[1]
@@ -183,9 +190,9 @@ def run_phases(
         )
         best = combine(ran.best, rest)
         history += ran.history
-        seconds += ran.seconds
+        seconds, faults = seconds + ran.seconds, (*faults, *ran.faults)
     assert end is not None
-    return Phased(end.params, best, end, history, seconds)
+    return Phased(end.params, best, end, history, seconds, faults)
 
 
 def lp_ft(

@@ -80,12 +80,12 @@ def sentences(count: int, seed: int = 0) -> list[tuple[str, str]]:
 
 
 class Command:
-    """The command line in a process of its own, on one device, that a test can kill."""
+    """The command line in processes of its own, on one device, that a test can stop."""
 
     @staticmethod
-    def start(options, folder):
-        """Start it and leave it running."""
-        command = [sys.executable, "-m", "sftjax.cli", *options, "--output-dir", str(folder)]
+    def stopped_and_resumed(options, root):
+        """Run into root/whole; into root/cut, killed and resumed; into root/asked, by SIGTERM."""
+        job = pathlib.Path(__file__).with_name("kill_command.py")
         one_device = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
         # The runs that a test compares compile the same programs: once, like every other test's.
         for name in (
@@ -93,13 +93,11 @@ class Command:
             "jax_persistent_cache_min_entry_size_bytes",
         ):  # fmt: skip
             one_device.setdefault(name.upper(), str(getattr(jax.config, name)))
-        quiet = subprocess.DEVNULL
-        return subprocess.Popen(command, stdout=quiet, stderr=quiet, env=one_device)
-
-    @classmethod
-    def run(cls, options, folder):
-        """Run it to its end."""
-        assert cls.start(options, folder).wait(timeout=600) == 0
+        done = subprocess.run(
+            [sys.executable, str(job), str(root), *options],
+            capture_output=True, text=True, env=one_device, timeout=900, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
 
     @staticmethod
     def digest(path):

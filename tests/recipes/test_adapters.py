@@ -1,10 +1,9 @@
 """`--adapter` in the recipes: every word runs, its folder predicts, a kill changes nothing."""
 
+import contextlib
 import dataclasses
 import json
 import re
-import signal
-import time
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from sftjax.cli import main
 from sftjax.core import flatten
 from sftjax.hub import load, load_adapter
 from sftjax.models import Head
+from sftjax.recipes import watching
 from sftjax.recipes.choosing import chosen_of
 from sftjax.recipes.classify import Classify, classify
 from sftjax.recipes.compare import Compare, compare
@@ -24,6 +24,7 @@ from sftjax.recipes.streams import shuffled
 from sftjax.recipes.text_rows import Columns
 from sftjax.recipes.training import Training
 from sftjax.recipes.worn import wear
+from sftjax.train import Interrupted
 
 SHORT = Training(
     max_steps=4, per_device_train_batch_size=1, eval_steps=4, learning_rate=3e-3, logging_steps=2
@@ -144,27 +145,22 @@ def test_a_quantized_base(how, word, tiny_model, few, tmp_path):
     assert load(tmp_path / "run" / "model").report.new == ()
 
 
-def test_killed_in_the_middle_resumes_to_the_same_bytes(command, tiny_model, reviews, tmp_path):
-    options = [
-        "classify", "--model", str(tiny_model), "--data", str(reviews), "--max-steps", "300",
-        "--adapter", "lora:r=2,dropout=0.1", "--quantize", "int8", "--save-steps", "20",
-        "--eval-steps", "100", "--per-device-train-batch-size", "16", "--max-length", "16",
-    ]  # fmt: skip
-    digest, run, start = command.digest, command.run, command.start
+def test_stopped_in_the_middle_resumes_to_the_same_bytes(tiny_model, few, tmp_path, monkeypatch):
+    """In one process; `test_classify` kills real ones."""
 
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run(options, whole)
-    process = start(options, cut)
-    deadline = time.monotonic() + 120
-    while not list((cut / "checkpoints").glob("[1-9]*/commit_success.txt")):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    run(options, cut)
+    def asked(step):
+        return step == 3
+
+    words = {"adapter": ("lora:r=2,dropout=0.1",), "quantize": "int8", "logging_steps": 2}
+    whole = done(tiny_model, few, tmp_path / "whole", **words)
+    with monkeypatch.context() as patch:
+        patch.setattr(watching, "stop_on_signals", lambda: contextlib.nullcontext(asked))
+        with pytest.raises(Interrupted):
+            done(tiny_model, few, tmp_path / "cut", **words)
+    again = done(tiny_model, few, tmp_path / "cut", **words)
+    assert again.metrics == whole.metrics
     for name in ("adapter/adapter_model.safetensors", "model/model.safetensors", "metrics.json"):
-        assert digest(whole / name) == digest(cut / name), name
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
 
 
 def test_biases_and_norms_train_beside_and_are_saved(tiny_model, few, tmp_path):

@@ -1,8 +1,6 @@
 """The recipe end to end on a tiny model: every task, resume after kill -9, and bad input."""
 
 import json
-import signal
-import time
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ import pytest
 from sftjax.cli import main
 from sftjax.hub import load
 from sftjax.recipes.classify import Classify, classify
+from sftjax.recipes.report_to import read_log
 from sftjax.recipes.text_rows import Columns
 from sftjax.recipes.training import Training
 
@@ -94,27 +93,21 @@ def test_another_run_in_the_same_folder_is_refused(finished, tiny_model, reviews
         classify(job(tiny_model, reviews, finished[0], **{**LEARN, "dose": 3.0}))
 
 
-def test_killed_in_the_middle_resumes_to_the_same_bytes(command, tiny_model, reviews, tmp_path):
-    """kill -9 during training; the resumed run ends with the bytes of the one never interrupted."""
+def test_stopped_in_the_middle_resumes_to_the_same_bytes(command, tiny_model, reviews, tmp_path):
+    """kill -9 and SIGTERM; the resumed run ends with the bytes of the one never interrupted."""
     options = [
-        "classify", "--model", str(tiny_model), "--data", str(reviews), "--max-steps", "400",
-        "--save-steps", "20", "--eval-steps", "100", "--per-device-train-batch-size", "16",
-        "--max-length", "16", "--per-device-eval-batch-size", "4",
+        "classify", "--model", str(tiny_model), "--data", str(reviews), "--max-steps", "90",
+        "--save-steps", "10", "--eval-steps", "30", "--per-device-train-batch-size", "16",
+        "--max-length", "16", "--per-device-eval-batch-size", "16", "--logging-steps", "7",
+        "--reference-rows", "32",
     ]  # fmt: skip
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    command.run(options, whole)
-    process = command.start(options, cut)
-    deadline = time.monotonic() + 120
-    while not list((cut / "checkpoints").glob("[1-9]*/commit_success.txt")):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (cut / "metrics.json").exists()
-    command.run(options, cut)
-    for name in ("model/model.safetensors", "metrics.json", "predictions.csv"):
-        assert command.digest(whole / name) == command.digest(cut / name), name
+    command.stopped_and_resumed(options, tmp_path)
+    whole = tmp_path / "whole"
+    for stopped in ("cut", "asked"):
+        for name in ("model/model.safetensors", "metrics.json", "predictions.csv"):
+            assert command.digest(whole / name) == command.digest(tmp_path / stopped / name), name
+        events = [event["event"] for event in read_log(tmp_path / stopped)]
+        assert events.count("start") == events.count("resume") == 1
 
 
 @pytest.mark.parametrize("task", ["multi-label", "regression", "token", "pair"])
