@@ -4,10 +4,13 @@ from sftjax.core.loss import Aux, Loss
 from sftjax.core.moments import clocks_of, owner_of
 from sftjax.core.partition import combine, count, holes, nbytes, partition
 from sftjax.core.paths import cover, flatten, map_with_path, matches, nearest, path_of, unflatten
+from sftjax.core.placing import Rules, ShardingOf, by_rules, cut_largest, fitted, spec_of
 from sftjax.core.quantized import Quantized, is_quantized
+from sftjax.core.share import WHOLE, Share
 from sftjax.core.state import Batch, Fixed, Metrics, Objective, PyTree, TrainState, View, step_key
 
 __all__ = [
+    "WHOLE",
     "Aux",
     "Batch",
     "Fixed",
@@ -16,12 +19,18 @@ __all__ = [
     "Objective",
     "PyTree",
     "Quantized",
+    "Rules",
+    "ShardingOf",
+    "Share",
     "TrainState",
     "View",
+    "by_rules",
     "clocks_of",
     "combine",
     "count",
     "cover",
+    "cut_largest",
+    "fitted",
     "flatten",
     "holes",
     "is_quantized",
@@ -32,6 +41,7 @@ __all__ = [
     "owner_of",
     "partition",
     "path_of",
+    "spec_of",
     "step_key",
     "unflatten",
 ]

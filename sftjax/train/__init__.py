@@ -2,10 +2,13 @@
 
 from sftjax.train.allocator import keep_freed_memory
 from sftjax.train.checkpoint import Checkpoints, Saved, claim, open_checkpoints
-from sftjax.train.devices import laid_out, replicate, spread
+from sftjax.train.devices import join_rows, laid_out, put_rows, replicate, share_of, spread
 from sftjax.train.grid import grid, name_of, parse_grid, stack_settings
+from sftjax.train.layout import abstract_batch, abstract_state, automatic, layout, place_state
 from sftjax.train.loop import Fit, Record, fit
 from sftjax.train.memory import StepMemory, kept_for_backward, step_memory
+from sftjax.train.meshes import make_mesh
+from sftjax.train.on_mesh import copies, first_copy, pmap_step
 from sftjax.train.phases import Phase, Phased, PhaseEnd, gradual, lp_ft, run_phases
 from sftjax.train.prefix import Kept, keep_prefix, with_prefix
 from sftjax.train.reference import reference_columns, with_columns, with_reference
@@ -33,28 +36,40 @@ __all__ = [
     "Step",
     "StepMemory",
     "SweepFit",
+    "abstract_batch",
+    "abstract_state",
+    "automatic",
     "claim",
     "compile_step",
     "compile_sweep_step",
+    "copies",
+    "first_copy",
     "fit",
     "fit_sweep",
     "gradual",
     "grid",
     "init",
+    "join_rows",
     "keep_freed_memory",
     "keep_prefix",
     "kept_for_backward",
     "laid_out",
+    "layout",
     "linear_schedule",
     "lp_ft",
+    "make_mesh",
     "make_step",
     "make_sweep_step",
     "name_of",
     "open_checkpoints",
     "parse_grid",
+    "place_state",
+    "pmap_step",
+    "put_rows",
     "reference_columns",
     "replicate",
     "run_phases",
+    "share_of",
     "spread",
     "spread_runs",
     "stack_settings",
