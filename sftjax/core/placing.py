@@ -88,6 +88,10 @@ def cut_largest(
 ) -> PartitionSpec:
     """Cut a large leaf's largest whole axis over one more axis of the mesh, if that divides it.
 
+    A convolution's kernel, any leaf of four axes or more, is cut along its last axis (output
+    channels) or not at all: where one was cut by input and by output channels at once, gradients
+    came out wrong by half a percent (seen with jax 0.10.2 on eight virtual CPU devices).
+
     Args:
       spec: how the leaf is cut already.
       shape: of the leaf.
@@ -105,15 +109,13 @@ def cut_largest(
     if ways == 1 or math.prod(shape) < smallest:
         return spec
     cut = [*spec, *[None] * (len(shape) - len(spec))]
-    free = [
-        position
-        for position, size in enumerate(shape)
-        if cut[position] is None and size >= ways and size % ways == 0
-    ]
+    allowed = range(len(shape))
+    if len(shape) >= 4:
+        allowed = allowed[-1:] if not any(cut) else ()
+    free = [place for place in allowed if cut[place] is None and shape[place] % ways == 0]
     if not free:
         return spec
-    # The last of equals: rows of a matrix then stay whole, and gathering is one stretch a row.
-    cut[max(free, key=lambda position: (shape[position], position))] = axis
+    cut[max(free, key=lambda place: (shape[place], place))] = axis  # of equals, the last
     return _trimmed(cut)
 
 

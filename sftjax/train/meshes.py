@@ -127,8 +127,8 @@ def row_shards(mesh: AnyMesh) -> int:
 def row_sharding(mesh: AnyMesh, shape: tuple[int, ...]) -> NamedSharding:
     """Return how an entry of a batch, rows first, lies on a mesh.
 
-    The second axis (the tokens of a row, an image's lines) is cut over `sequence` where the mesh
-    has it and it divides that axis.
+    The tokens of a row, the second of two or three axes, are cut over `sequence` where the mesh has
+    it and it divides them; pictures (four axes) are not.
 
     Raises:
       ValueError: if the rows cannot be dealt out evenly.
@@ -145,5 +145,6 @@ def row_sharding(mesh: AnyMesh, shape: tuple[int, ...]) -> NamedSharding:
             f"({', '.join(f'{name}={mesh.shape[name]}' for name in row_axes(mesh))}); make the "
             "batch a multiple of that"
         )
-    spec = PartitionSpec(*(row_axes(mesh) or None, "sequence")[: len(shape)])
+    tokens = "sequence" if len(shape) in (2, 3) else None
+    spec = PartitionSpec(*(row_axes(mesh) or None, tokens)[: len(shape)])
     return NamedSharding(mesh, fitted(spec, shape, mesh))  # type: ignore[arg-type]
