@@ -184,7 +184,7 @@ def _facts(job: TuneChat, decoder: LoadedDecoder, train: Any, evaluation: Any) -
         "devices": jax.device_count(),
         **settings,
         **dataclasses.asdict(job.rows),
-        **dataclasses.asdict(job.training),
+        **job.training.identity(),
     }
 
 

@@ -158,7 +158,7 @@ def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = print) ->
         "rows": job.rows,
         "validation_fraction": job.validation_fraction,
         **dataclasses.asdict(columns),
-        **dataclasses.asdict(job.training),
+        **job.training.identity(),
     }
     claim(job.output_dir, facts)
     cache = cache_folder() / "tokens"

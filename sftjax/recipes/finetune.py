@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sftjax.core import Fixed, PyTree, TrainState, combine, count, partition
 from sftjax.data import Batches
-from sftjax.models import take_statistics
+from sftjax.models import TENSOR_RULES, take_statistics
 from sftjax.recipes.average import averaging, read_average
 from sftjax.recipes.deciding import decide, loop_options, pretrained, with_rates
 from sftjax.recipes.in_phases import finetune_in_phases
@@ -20,7 +20,7 @@ from sftjax.recipes.streams import Stream
 from sftjax.recipes.training import Training, Tuned
 from sftjax.recipes.weighing import weighed
 from sftjax.select import Selection, describe
-from sftjax.train import fit, init, open_checkpoints, replicate, spread
+from sftjax.train import fit, init, open_checkpoints, settle, spread, use_mesh
 
 
 def finetune(
@@ -65,6 +65,7 @@ def finetune(
             "--phases move ever more of the weights, and --adapter leaves the weights as they are; "
             "leave one of the two out"
         )
+    use_mesh(training.mesh)
     if training.phases:
         return finetune_in_phases(
             params, new, parts, stream, training,
@@ -93,7 +94,8 @@ def finetune(
     if policy is not None and policy.adapt:
         rest, statistics = take_statistics(params, policy.adapt)
         method = method._replace(objective=filled(method.objective))
-    state, fixed = replicate(begin(rest, chosen, method, training, anchor, importance, statistics))
+    began = begin(rest, chosen, method, training, anchor, importance, statistics)
+    state, fixed = settle(*began, TENSOR_RULES)
     step = compiled(method, method.tx, training.gradient_accumulation_steps)
 
     def weights(state: TrainState) -> PyTree:

@@ -34,13 +34,14 @@ from sftjax.anchor import (
     wise_ft,
 )
 from sftjax.core import Batch, Objective, PyTree, TrainState, View, flatten, map_with_path
+from sftjax.models.tensor_rules import TENSOR_RULES
 from sftjax.objectives import Apply, Counts, distill_features, distill_logits, r3f, smart
 from sftjax.recipes.norms import Norms
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.tpgm import projecting
 from sftjax.recipes.weighing import Weighing, weighing_of
 from sftjax.select import bernoulli_gradients, block_ids, fisher_mask, lisa, only_elements, stacks
-from sftjax.train import Step, compile_step, make_step, with_reference
+from sftjax.train import Step, chosen_mesh, compile_step, make_step, with_reference
 
 DEFAULT = "l2-sp"
 """The anchor if none is named."""
@@ -394,4 +395,4 @@ def masked(method: Method, mask: PyTree) -> Method:
 def compiled(method: Method, tx: optax.GradientTransformation, accumulate: int) -> Step:
     """Return the compiled step of a method under an optimizer (its own, or a phase's of it)."""
     step = make_step(method.objective, tx, accumulate=accumulate, view=method.view)
-    return compile_step(method.wrap(step))
+    return compile_step(method.wrap(step), chosen_mesh(), TENSOR_RULES)

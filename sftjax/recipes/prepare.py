@@ -220,5 +220,5 @@ def _facts(
         "devices": jax.device_count(),
         **settings,
         **dataclasses.asdict(columns),
-        **dataclasses.asdict(job.training),
+        **job.training.identity(),
     }

@@ -182,5 +182,5 @@ def _facts(
         **settings,
         "statistics": job.policy,
         **dataclasses.asdict(job.pictures),
-        **dataclasses.asdict(job.training),
+        **job.training.identity(),
     }

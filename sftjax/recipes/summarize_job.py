@@ -226,5 +226,5 @@ def _facts(
         "devices": jax.device_count(),
         **{name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()},
         **dataclasses.asdict(job.columns),
-        **dataclasses.asdict(job.training),
+        **job.training.identity(),
     }

@@ -1,14 +1,14 @@
 """How to train, in words that users know, and what it gives."""
 
 import dataclasses
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import tyro
 
 from sftjax.core import PyTree
 from sftjax.select import Description, Selection
-from sftjax.train import Fit
+from sftjax.train import Fit, parse_mesh
 
 LESS_IS_BETTER = ("loss", "mse", "rmse", "mae", "nll", "brier", "ece")
 """Endings of metrics of which the smallest value is the best."""
@@ -68,7 +68,7 @@ class Training:
     max_steps: int = 0
     """Updates; overrides the epochs when above 0."""
     per_device_train_batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 32
-    """Rows per device and micro-batch."""
+    """Rows per device (of `data` and `fsdp`) and micro-batch."""
     gradient_accumulation_steps: int = 1
     """Micro-batches per update."""
     weight_decay: float = 0.01
@@ -91,6 +91,11 @@ class Training:
     """Updates between checkpoints; 0 is at every evaluation."""
     logging_steps: int = 10
     """Updates in a record of the history."""
+    mesh: str = ""
+    """How several devices share the work, as in data=2,fsdp=4: data and fsdp deal out rows, fsdp
+    cuts weights and all that belongs to them, tensor cuts layers, sequence the tokens of a row; -1
+    is what is left. If nothing is said, every device has all weights and its rows. The run is the
+    same on any mesh with as many data times fsdp, and can go on there."""
 
     def rules(self) -> list[tuple[str, float]]:
         """Return `train` as rules with rates.
@@ -112,8 +117,19 @@ class Training:
     @property
     def rows(self) -> int:
         """Rows in one update."""
-        per_device = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        return per_device * jax.device_count()
+        sizes = parse_mesh(self.mesh, jax.device_count())
+        dealt = sizes.get("data", 1) * sizes.get("fsdp", 1)
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * dealt
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that make a run the one it is: all but where it is computed.
+
+        >>> "mesh" in Training().identity()
+        False
+        """
+        settings = dataclasses.asdict(self)
+        settings.pop("mesh")
+        return settings
 
     def num_steps(self, steps_per_epoch: int) -> int:
         """Return the updates in the run.

@@ -2,21 +2,33 @@
 
 from sftjax.train.allocator import keep_freed_memory
 from sftjax.train.checkpoint import Checkpoints, Saved, claim, open_checkpoints
-from sftjax.train.devices import join_rows, laid_out, put_rows, replicate, share_of, spread
+from sftjax.train.devices import (
+    chosen_mesh,
+    join_rows,
+    laid_out,
+    put_rows,
+    replicate,
+    settle,
+    share_of,
+    spread,
+    use_mesh,
+)
 from sftjax.train.grid import grid, name_of, parse_grid, stack_settings
 from sftjax.train.layout import abstract_batch, abstract_state, automatic, layout, place_state
 from sftjax.train.loop import Fit, Record, fit
 from sftjax.train.memory import StepMemory, kept_for_backward, step_memory
-from sftjax.train.meshes import make_mesh
+from sftjax.train.meshes import make_mesh, parse_mesh, row_shards
 from sftjax.train.on_mesh import copies, first_copy, pmap_step
 from sftjax.train.phases import Phase, Phased, PhaseEnd, gradual, lp_ft, run_phases
 from sftjax.train.prefix import Kept, keep_prefix, with_prefix
+from sftjax.train.processes import join_processes, meet, on_host, patience, processes
 from sftjax.train.reference import reference_columns, with_columns, with_reference
 from sftjax.train.schedule import linear_schedule
 from sftjax.train.step import Step, compile_step, init, make_step
 from sftjax.train.sweep import (
     compile_sweep_step,
     make_sweep_step,
+    place_runs,
     spread_runs,
     stack_states,
     sweep_memory,
@@ -39,6 +51,7 @@ __all__ = [
     "abstract_batch",
     "abstract_state",
     "automatic",
+    "chosen_mesh",
     "claim",
     "compile_step",
     "compile_sweep_step",
@@ -49,6 +62,7 @@ __all__ = [
     "gradual",
     "grid",
     "init",
+    "join_processes",
     "join_rows",
     "keep_freed_memory",
     "keep_prefix",
@@ -60,15 +74,23 @@ __all__ = [
     "make_mesh",
     "make_step",
     "make_sweep_step",
+    "meet",
     "name_of",
+    "on_host",
     "open_checkpoints",
     "parse_grid",
+    "parse_mesh",
+    "patience",
+    "place_runs",
     "place_state",
     "pmap_step",
+    "processes",
     "put_rows",
     "reference_columns",
     "replicate",
+    "row_shards",
     "run_phases",
+    "settle",
     "share_of",
     "spread",
     "spread_runs",
@@ -78,6 +100,7 @@ __all__ = [
     "sweep_memory",
     "take_run",
     "tidy",
+    "use_mesh",
     "with_columns",
     "with_prefix",
     "with_reference",

@@ -12,10 +12,46 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sftjax.core import Batch, PyTree, Share
+from sftjax.core import Batch, Fixed, PyTree, Rules, ShardingOf, Share, TrainState
 from sftjax.core.placing import AnyMesh
-from sftjax.train.layout import abstract_batch, put
+from sftjax.train.layout import abstract_batch, place_state, put
 from sftjax.train.meshes import make_mesh, row_axes, row_sharding, row_shards, whole
+
+_chosen: list[Mesh] = []
+"""The mesh of this process's run, where one was chosen."""
+
+
+def use_mesh(description: str) -> Mesh | None:
+    """Choose the mesh that `replicate`, `spread`, `settle` and `laid_out` use where none is given.
+
+    It holds for this process until the next call, as the settings of jax do.
+
+    Args:
+      description: as for `make_mesh`; empty goes back to all devices along `data`, whatever there
+        is, weights whole on each.
+
+    Returns:
+      The mesh; None for the empty description.
+    """
+    _chosen[:] = [make_mesh(description)] if description else []
+    return chosen_mesh()
+
+
+def chosen_mesh() -> Mesh | None:
+    """Return what `use_mesh` chose; None where nothing was.
+
+    >>> chosen_mesh() is None
+    True
+    """
+    return _chosen[0] if _chosen else None
+
+
+def settle(
+    state: TrainState, fixed: Fixed, rules: Rules | ShardingOf | None = None
+) -> tuple[TrainState, Fixed]:
+    """Put a state on the chosen mesh by rules; where none was chosen, a copy on every device."""
+    mesh = chosen_mesh()
+    return replicate((state, fixed)) if mesh is None else place_state(state, fixed, mesh, rules)
 
 
 def replicate(tree: PyTree, mesh: Mesh | None = None) -> PyTree:
@@ -25,9 +61,10 @@ def replicate(tree: PyTree, mesh: Mesh | None = None) -> PyTree:
     >>> replicate({"w": jnp.ones(2)})
     {'w': Array([1., 1.], dtype=float32)}
     """
-    if mesh is None and jax.device_count() == 1:
+    mesh = _mesh(mesh)
+    if mesh is None:
         return tree
-    where = whole(make_mesh() if mesh is None else mesh)
+    where = whole(mesh)
     return put(tree, jax.tree.map(lambda _: where, tree))
 
 
@@ -40,15 +77,14 @@ def spread(batch_at: Callable[..., Batch], mesh: Mesh | None = None) -> Callable
     Args:
       batch_at: `(step) -> batch`, the whole batch in every process; or `(step, share) -> batch`,
         which is asked for the rows of this process's devices alone.
-      mesh: default all devices, along the axis `data`.
+      mesh: default the chosen one, or all devices along the axis `data`.
 
     >>> spread(lambda step: {"x": np.full(8, step)})(3)["x"].shape
     (8,)
     """
+    mesh = _mesh(mesh)
     if mesh is None:
-        if jax.device_count() == 1:
-            return batch_at
-        mesh = make_mesh()
+        return batch_at
     if jax.process_count() == 1 or "share" not in inspect.signature(batch_at).parameters:
         return lambda step: put_rows(batch_at(step), mesh)
     share = share_of(mesh)
@@ -118,13 +154,19 @@ def laid_out(shapes: PyTree, *axes: str, mesh: Mesh | None = None) -> PyTree:
     >>> laid_out({"w": jax.ShapeDtypeStruct((2,), jnp.float32)})["w"].shape
     (2,)
     """
+    mesh = _mesh(mesh)
     if mesh is None:
-        if jax.device_count() == 1:
-            return shapes
-        mesh = make_mesh()
+        return shapes
     if axes:
         return abstract_batch(shapes, mesh)
     where = whole(mesh)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes
     )
+
+
+def _mesh(given: Mesh | None) -> Mesh | None:
+    """Return the given mesh, or the chosen one, or that of all devices; None where there is one."""
+    if given is not None or _chosen:
+        return given or _chosen[0]
+    return None if jax.device_count() == 1 else make_mesh()

@@ -9,7 +9,7 @@ import optax
 
 from sftjax.adapters import lora, plan_adapter, side_branch, with_adapter
 from sftjax.anchor import adamw, anchor_of
-from sftjax.core import Aux, flatten, unflatten
+from sftjax.core import Aux, Loss, flatten, unflatten
 from sftjax.data import Audit, Chat, ChatBatches
 from sftjax.data.augment import augmentation
 from sftjax.data.processor import Processor
@@ -169,4 +169,40 @@ class Pictures:
         return {name: leaf[share.of(self.rows)] for name, leaf in batch.items()}
 
 
-CASES = {"bert": bert, "llama": llama, "resnet": resnet}
+def mlp(accumulate=1):
+    """A plain tree and function; compiles at once."""
+    rng = np.random.default_rng(SEED)
+    params = {
+        name: jnp.asarray(0.2 * rng.normal(size=shape), jnp.float32)
+        for name, shape in {"in": (16, 64), "out": (64, 8)}.items()
+    }
+
+    def objective(params, model_state, batch, key):
+        error = jnp.tanh(batch["x"] @ params["in"]) @ params["out"] - batch["y"]
+        kept = batch["valid"][:, None] * jax.random.bernoulli(key, 0.9, error.shape)
+        return Loss(jnp.sum(kept * error**2), batch["valid"].sum()), Aux({})
+
+    tx = optax.adam(0.01)
+    state, fixed = init(params, {"in": True, "out": True}, tx, jax.random.key(1))
+    return Case(make_step(objective, tx, accumulate=accumulate), state, fixed, Numbers(16))
+
+
+class Numbers:
+    """Random numbers, some of which do not count."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def at(self, step, share=None):
+        rng = np.random.default_rng([SEED, step])
+        batch = {
+            "x": rng.normal(size=(self.rows, 16)).astype(np.float32),
+            "y": rng.normal(size=(self.rows, 8)).astype(np.float32),
+            "valid": (rng.random(self.rows) < 0.8).astype(np.float32),
+        }
+        if share is None:
+            return batch
+        return {name: leaf[share.of(self.rows)] for name, leaf in batch.items()}
+
+
+CASES = {"mlp": mlp, "bert": bert, "llama": llama, "resnet": resnet}
