@@ -49,6 +49,8 @@ class Case(NamedTuple):
     fixed: Any
     batches: Any
     """`at(step, share)`."""
+    step_of: Any = None
+    """The step of another optimizer."""
 
     def again(self):
         """Return a state of its own to donate."""
@@ -169,8 +171,8 @@ class Pictures:
         return {name: leaf[share.of(self.rows)] for name, leaf in batch.items()}
 
 
-def mlp(accumulate=1):
-    """A plain tree and function; compiles at once."""
+def mlp(accumulate=1, axis=None, quiet=False):
+    """A plain tree and function, which compile at once; `quiet` drops nothing."""
     rng = np.random.default_rng(SEED)
     params = {
         name: jnp.asarray(0.2 * rng.normal(size=shape), jnp.float32)
@@ -179,12 +181,17 @@ def mlp(accumulate=1):
 
     def objective(params, model_state, batch, key):
         error = jnp.tanh(batch["x"] @ params["in"]) @ params["out"] - batch["y"]
-        kept = batch["valid"][:, None] * jax.random.bernoulli(key, 0.9, error.shape)
+        kept = batch["valid"][:, None]
+        if not quiet:
+            kept = kept * jax.random.bernoulli(key, 0.9, error.shape)
         return Loss(jnp.sum(kept * error**2), batch["valid"].sum()), Aux({})
+
+    def step_of(tx):
+        return make_step(objective, tx, accumulate=accumulate, axis=axis)
 
     tx = optax.adam(0.01)
     state, fixed = init(params, {"in": True, "out": True}, tx, jax.random.key(1))
-    return Case(make_step(objective, tx, accumulate=accumulate), state, fixed, Numbers(16))
+    return Case(step_of(tx), state, fixed, Numbers(16), step_of)
 
 
 class Numbers:
