@@ -52,7 +52,7 @@ def test_a_chat_run_on_a_mesh_is_the_run(tmp_path):
             logging_steps=1, learning_rate=1e-2,
         )  # fmt: skip
         job = TuneChat(
-            tmp_path / f"run{len(runs)}", str(model), str(data), ChatRows(max_length=128), training,
+            tmp_path / f"run{len(runs)}", str(model), str(data), ChatRows(max_length=256), training,
             per_device_eval_batch_size=1, reference_rows=0, samples=0,
         )  # fmt: skip
         runs[mesh] = chat(job, lambda text: None)
