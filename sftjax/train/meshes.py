@@ -39,8 +39,8 @@ def make_mesh(description: str = "", devices: Sequence[Any] | None = None) -> Me
     Raises:
       ValueError: for a word that is none, or sizes that do not use up the devices.
 
-    >>> make_mesh("data=1").shape
-    OrderedDict({'data': 1})
+    >>> make_mesh("data=-1,tensor=1").axis_names
+    ('data', 'tensor')
     """
     found = list(jax.devices()) if devices is None else list(devices)
     sizes = parse_mesh(description, len(found))
@@ -134,8 +134,8 @@ def row_sharding(mesh: AnyMesh, shape: tuple[int, ...]) -> NamedSharding:
       ValueError: if the rows cannot be dealt out evenly.
 
     >>> from jax.sharding import AbstractMesh
-    >>> row_sharding(AbstractMesh((4, 2), ("data", "sequence")), (8, 128)).spec
-    PartitionSpec('data', 'sequence')
+    >>> tuple(row_sharding(AbstractMesh((4, 2), ("data", "sequence")), (8, 128)).spec)
+    ('data', 'sequence')
     """
     ways = row_shards(mesh)
     if not shape or shape[0] % ways:

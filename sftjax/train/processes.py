@@ -27,13 +27,13 @@ LOST = 75
 class Processes(NamedTuple):
     """Which of how many processes this one is."""
 
-    index: int = 0
+    number: int = 0
     size: int = 1
 
     @property
     def first(self) -> bool:
         """Whether this is the one that writes."""
-        return self.index == 0
+        return self.number == 0
 
 
 def join_processes(
@@ -98,7 +98,7 @@ def processes() -> Processes:
     """Return which of how many processes this one is; alone, it is the first of one.
 
     >>> processes()
-    Processes(index=0, size=1)
+    Processes(number=0, size=1)
     """
     return Processes(jax.process_index(), jax.process_count())
 
@@ -163,7 +163,7 @@ def patience(
                 return
             me = processes()
             (_warn if tell is None else tell)(
-                f"process {me.index} of {me.size}: no step was finished for {seconds:g} s, so a "
+                f"process {me.number} of {me.size}: no step was finished for {seconds:g} s, so a "
                 "peer or the input hangs. Ending with code "
                 f"{LOST}; the same command goes on from the last checkpoint"
             )

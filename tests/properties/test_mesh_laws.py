@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "train"))
-from mesh_cases import CASES, STEPS, mlp, rules
+from mesh_cases import CASES, STEPS, Numbers, mlp, rules
 
 from sftjax.core import flatten, nbytes
 from sftjax.train import (
@@ -128,11 +128,15 @@ def test_data_parallel_sends_gradients_of_what_moves_and_nothing_else(name):
         assert moving < 0.9 * nbytes((made.state.trainable, made.fixed.frozen))
 
 
-def test_fsdp_gathers_the_weights_that_are_cut_and_holds_an_eighth():
-    made, mesh = CASES["mlp"](), make_mesh("fsdp=8")
-    found = sent(compile_step(made.step, mesh, rules(mesh)), made, mesh)
+def test_fsdp_fetches_each_weight_once_and_holds_an_eighth():
+    made, mesh = CASES["mlp"]()._replace(batches=Numbers(128)), make_mesh("fsdp=8")
+    step = compile_step(made.step, mesh, rules(mesh))
     weights = nbytes(made.state.trainable)
-    assert weights <= found["all-gather"] <= 3 * weights  # forward, and again going backward
+    found = sent(step, made, mesh)
+    assert found["all-gather"] == weights
+    assert weights <= found["all-reduce"] <= weights + 64
+    few = sent(step, made._replace(batches=Numbers(16)), mesh)
+    assert few["all-gather"] < weights  # the compiler sends the few rows instead
     state, _ = place_state(made.again(), made.fixed, mesh, rules(mesh))
     for leaf in jax.tree.leaves((state.trainable, state.opt_state)):
         if leaf.ndim:

@@ -45,7 +45,7 @@ def main(case, described, port, size, index, folder, trouble=""):
     at = spread(rows_of, mesh)
     with patience(20 if trouble else 300) as beat:
         for number in range(STEPS):
-            if trouble and number == 1 and me.index == me.size - 1:
+            if trouble and number == 1 and me.number == me.size - 1:
                 if trouble == "die":
                     os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(1000)
