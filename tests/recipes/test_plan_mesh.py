@@ -1,20 +1,20 @@
 """A 7B Llama is planned for eight devices without being anywhere; a run on a mesh is the run."""
 
 import json
-import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
-sys.path.insert(0, __file__.rpartition("/")[0])
-from tiny_llama import write_rows, write_tiny_llama
-
-from sftjax.core import flatten, nbytes
-from sftjax.recipes.chat import chat
-from sftjax.recipes.chat_job import TuneChat
-from sftjax.recipes.chat_rows import ChatRows
+from sftjax.core import flatten, unflatten
+from sftjax.objectives import classification
+from sftjax.recipes.finetune import finetune
+from sftjax.recipes.methods import Parts
 from sftjax.recipes.plan import Plan, plan
+from sftjax.recipes.streams import Stream
 from sftjax.recipes.training import Training
+from sftjax.train import use_mesh
 
 SEVEN = {
     "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
@@ -43,27 +43,61 @@ def test_layers_of_a_7b_llama_take_what_is_planned_on_eight_devices(tmp_path):
     assert found.batch["input_ids"].shape == (4, 128)
 
 
-def test_a_chat_run_on_a_mesh_is_the_run(tmp_path):
-    model, data = write_tiny_llama(tmp_path / "llama"), write_rows(tmp_path / "rows.jsonl", 12)
-    runs = {}
-    for mesh, each in (("", 1), ("data=2,fsdp=2,tensor=2", 2)):
-        training = Training(
-            adapter=("lora:r=4",), max_steps=3, per_device_train_batch_size=each, mesh=mesh,
-            logging_steps=1, learning_rate=1e-2,
-        )  # fmt: skip
-        job = TuneChat(
-            tmp_path / f"run{len(runs)}", str(model), str(data), ChatRows(max_length=256), training,
-            per_device_eval_batch_size=1, reference_rows=0, samples=0,
-        )  # fmt: skip
-        runs[mesh] = chat(job, lambda text: None)
-    plain, meshed = runs.values()
-    for path, leaf in flatten(plain.tuned.params).items():
-        other = np.asarray(flatten(meshed.tuned.params)[path], np.float32)
-        np.testing.assert_allclose(other, np.asarray(leaf, np.float32), rtol=0, atol=1e-4)
-    for name, value in plain.metrics.items():
-        assert abs(meshed.metrics[name] - value) < 1e-4 * abs(value) + 1e-5
-    moving = meshed.tuned.fit.state.trainable
-    assert nbytes(moving) == nbytes(plain.tuned.fit.state.trainable)
-    assert dict(jax.tree.leaves(moving)[0].sharding.mesh.shape)["fsdp"] == 2
-    facts = [json.loads((tmp_path / f"run{n}" / "run.json").read_text()) for n in range(2)]
-    assert all("mesh" not in fact for fact in facts), "a run may go on, on another mesh"
+def logits(params, batch, key=None):
+    x = jnp.tanh(batch["x"] @ params["layer"]["fc1"]["kernel"])
+    return jnp.tanh(x @ params["layer"]["fc2"]["kernel"]) @ params["head"]["kernel"]
+
+
+def rows_at(step):
+    draw = np.random.default_rng(step)
+    x = draw.normal(size=(16, 16)).astype(np.float32)
+    return {"x": x, "labels": (x[:, 0] > 0).astype(np.int32)}
+
+
+def tuned(folder, mesh, each):
+    """Fine-tune a small tree by the part that recipes share."""
+    draw = np.random.default_rng(0)
+    shapes = {
+        "layer/fc1/kernel": (16, 256),
+        "layer/fc2/kernel": (256, 256),
+        "head/kernel": (256, 2),
+    }
+    params = unflatten({
+        path: jnp.asarray(draw.normal(size=shape) / 16, jnp.float32)
+        for path, shape in shapes.items()
+    })  # fmt: skip
+    run = jax.jit(logits)
+
+    def evaluate(params):
+        batch = rows_at(99)
+        right = np.asarray(run(params, batch)).argmax(-1) == batch["labels"]
+        return {"eval_loss": 1.0 - float(right.mean())}
+
+    training = Training(
+        train=("all",), max_steps=4, per_device_train_batch_size=each, mesh=mesh, logging_steps=1,
+        learning_rate=3e-3, average="ema:0.5",
+    )  # fmt: skip
+    parts = Parts(classification, logits, logits, logits, logits)  # type: ignore[arg-type]
+    assert training.rows == 16
+    stream = Stream(4, rows_at)
+    return finetune(
+        params, ["head/kernel"], parts, stream, training, evaluate=evaluate,
+        checkpoint_folder=folder,
+    )  # fmt: skip
+
+
+def test_a_recipe_on_a_mesh_is_the_same_run_and_goes_on_there(tmp_path):
+    try:
+        plain = tuned(tmp_path / "plain", "", 2)
+        meshed = tuned(tmp_path / "meshed", "data=2,fsdp=2,tensor=2", 4)
+        resumed = tuned(tmp_path / "plain", "fsdp=4,tensor=2", 4)
+    finally:
+        use_mesh("")
+    for found in (meshed, resumed):
+        for path, leaf in flatten(plain.params).items():
+            np.testing.assert_allclose(flatten(found.params)[path], leaf, rtol=0, atol=1e-5)
+    losses = [[row["loss"] for row in run.fit.history if "loss" in row] for run in (plain, meshed)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    where = flatten(meshed.fit.state.trainable)["layer/fc2/kernel"].sharding
+    assert where.spec == PartitionSpec("tensor", "fsdp")
+    assert "mesh" not in Training().identity(), "a run may go on, on another mesh"
