@@ -117,12 +117,19 @@ class Training:
     @property
     def rows(self) -> int:
         """Rows in one update."""
+        per_device = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        return per_device * self.row_devices
+
+    @property
+    def row_devices(self) -> int:
+        """Over how many devices rows are dealt out: all, unless the mesh has other axes too."""
         sizes = parse_mesh(self.mesh, jax.device_count())
-        dealt = sizes.get("data", 1) * sizes.get("fsdp", 1)
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps * dealt
+        return sizes.get("data", 1) * sizes.get("fsdp", 1)
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that make a run the one it is: all but where it is computed.
+
+        Beside `row_devices`, which says how many rows an update has.
 
         >>> "mesh" in Training().identity()
         False

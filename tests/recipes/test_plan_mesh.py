@@ -101,3 +101,4 @@ def test_a_recipe_on_a_mesh_is_the_same_run_and_goes_on_there(tmp_path):
     where = flatten(meshed.fit.state.trainable)["layer/fc2/kernel"].sharding
     assert where.spec == PartitionSpec("tensor", "fsdp")
     assert "mesh" not in Training().identity(), "a run may go on, on another mesh"
+    assert Training(mesh="fsdp=4,tensor=2").row_devices == 4, "if it has as many rows"
