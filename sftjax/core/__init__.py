@@ -6,11 +6,14 @@ from sftjax.core.moments import clocks_of, owner_of
 from sftjax.core.npz_file import npz_names, read_npz
 from sftjax.core.partition import combine, count, holes, nbytes, partition
 from sftjax.core.paths import cover, flatten, map_with_path, matches, nearest, path_of, unflatten
+from sftjax.core.placing import Rules, ShardingOf, by_rules, cut_largest, fitted, spec_of
 from sftjax.core.quantized import Quantized, is_quantized
 from sftjax.core.redact import redact
+from sftjax.core.share import WHOLE, Share
 from sftjax.core.state import Batch, Fixed, Metrics, Objective, PyTree, TrainState, View, step_key
 
 __all__ = [
+    "WHOLE",
     "Aux",
     "Batch",
     "Fixed",
@@ -19,13 +22,19 @@ __all__ = [
     "Objective",
     "PyTree",
     "Quantized",
+    "Rules",
+    "ShardingOf",
+    "Share",
     "TrainState",
     "View",
+    "by_rules",
     "clocks_of",
     "combine",
     "count",
     "cover",
+    "cut_largest",
     "file_name",
+    "fitted",
     "flatten",
     "holes",
     "is_quantized",
@@ -39,6 +48,7 @@ __all__ = [
     "path_of",
     "read_npz",
     "redact",
+    "spec_of",
     "step_key",
     "unflatten",
 ]

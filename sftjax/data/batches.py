@@ -6,6 +6,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from sftjax.core import WHOLE, Share
 from sftjax.data.encoded import Encoded
 from sftjax.data.holdout import permutation
 from sftjax.data.labels import IGNORED
@@ -88,11 +89,12 @@ class Batches:
         total = self.batch_size * sum(length * count for length, count in self.shapes.items())
         return 1 - int(self.encoded.offsets[-1]) / total
 
-    def at(self, step: int) -> NumpyBatch:
+    def at(self, step: int, share: Share = WHOLE) -> NumpyBatch:
         """Return batch number `step` of the run, counted from 0, through all epochs.
 
         Args:
           step: any non-negative integer.
+          share: which of the batch's rows, for one of several processes; others are not read.
 
         Returns:
           `input_ids`, `attention_mask` and, if the model has them, `token_type_ids`: (B, T) int32;
@@ -106,6 +108,7 @@ class Batches:
         length, rows = self._epoch(epoch if self.shuffle else 0)[position]
         index = np.full(self.batch_size, -1, np.int32)
         index[: len(rows)] = rows
+        index = index[share.of(self.batch_size)]
         # Fillers are copies of a real row: nothing in them can overflow or divide by zero.
         source = np.where(index < 0, rows[0], index)
         return self._gather(source, length) | {

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sftjax.core import WHOLE, Share
 from sftjax.data.batches import NumpyBatch
 from sftjax.data.decode import (
     Pixels,
@@ -168,8 +169,12 @@ class ImageBatches:
         """Batches in an epoch, the same in every one: rows / batch_size, rounded up."""
         return -(-len(self) // self.batch_size)
 
-    def at(self, step: int) -> NumpyBatch:
+    def at(self, step: int, share: Share = WHOLE) -> NumpyBatch:
         """Return batch number `step` of the run, counted from 0, through all epochs.
+
+        Args:
+          step: any non-negative integer.
+          share: which of the batch's rows, for one of several processes; others are not read.
 
         Returns:
           `pixel_values` (B, H, W, C), float32 if `normalized`; `labels` (B, ...) if there are any;
@@ -181,7 +186,7 @@ class ImageBatches:
         epoch, position = divmod(int(step), self.steps_per_epoch)
         start = position * self.batch_size
         order = self._order(epoch if self.shuffle else 0)
-        places = np.arange(start, start + self.batch_size)
+        places = np.arange(start, start + self.batch_size)[share.of(self.batch_size)]
         source = order[places % len(self)]
         index = np.where(places < len(self), source, -1).astype(np.int32)
         pixels = self.images.pixels[source]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sftjax.core import WHOLE, Share
 from sftjax.data.batches import Batches, NumpyBatch
 from sftjax.data.chat import Chat
 from sftjax.data.encoded import Encoded
@@ -96,8 +97,12 @@ class ChatBatches:
         learned = self.chat.learned / steps
         return Packing(len(self.chat.ids) / room, len(self.chat) / steps, steps, learned)
 
-    def at(self, step: int) -> NumpyBatch:
+    def at(self, step: int, share: Share = WHOLE) -> NumpyBatch:
         """Return batch number `step` of the run, counted from 0, through all epochs.
+
+        Args:
+          step: any non-negative integer.
+          share: which of the batch's rows, for one of several processes; others are not read.
 
         Returns:
           `input_ids`, `attention_mask`, `segment_ids` (from 1; 0 is padding) and `position_ids`
@@ -108,16 +113,17 @@ class ChatBatches:
         if step < 0:
             raise ValueError(f"batches are counted from 0; there is no batch {step}")
         if not self.packing:
-            found = self._unpacked.at(step)
+            found, own = self._unpacked.at(step), share.of(self.batch_size)
             rows = found["index"]
             filler = int(rows[0])
-            bins = [[filler if row < 0 else int(row)] for row in rows]
-            return self._lay(bins, found["input_ids"].shape[1]) | {"valid": found["valid"]}
+            bins = [[filler if row < 0 else int(row)] for row in rows[own]]
+            return self._lay(bins, found["input_ids"].shape[1]) | {"valid": found["valid"][own]}
         epoch, position = divmod(int(step), self.steps_per_epoch)
         plan = self._epoch(epoch if self.shuffle else 0)
         bins = plan[position * self.batch_size : (position + 1) * self.batch_size]
-        valid = (np.arange(self.batch_size) < len(bins)).astype(np.float32)
-        bins = bins + bins[:1] * (self.batch_size - len(bins))
+        own = share.of(self.batch_size)
+        valid = (np.arange(self.batch_size) < len(bins)).astype(np.float32)[own]
+        bins = (bins + bins[:1] * (self.batch_size - len(bins)))[own]
         return self._lay(bins, self.row_length) | {"valid": valid}
 
     @cached_property

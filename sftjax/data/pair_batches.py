@@ -6,6 +6,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from sftjax.core import WHOLE, Share
 from sftjax.data.batches import NumpyBatch, bucket_lengths
 from sftjax.data.encoded import Encoded
 from sftjax.data.holdout import permutation
@@ -105,8 +106,12 @@ class PairBatches:
         )
         return source, target
 
-    def at(self, step: int) -> NumpyBatch:
+    def at(self, step: int, share: Share = WHOLE) -> NumpyBatch:
         """Return batch number `step` of the run, counted from 0, through all epochs.
+
+        Args:
+          step: any non-negative integer.
+          share: which of the batch's rows, for one of several processes; others are not read.
 
         Returns:
           `input_ids`, `attention_mask`: (B, T) int32; `decoder_input_ids` (the labels shifted right
@@ -121,6 +126,7 @@ class PairBatches:
         shape, rows = self._epoch(epoch if self.shuffle else 0)[position]
         index = np.full(self.batch_size, -1, np.int32)
         index[: len(rows)] = rows
+        index = index[share.of(self.batch_size)]
         # Fillers are copies of a real row: nothing in them can overflow or divide by zero.
         batch = gather_pairs(self.pairs, np.where(index < 0, rows[0], index), shape)
         valid = (index >= 0).astype(np.float32)

@@ -4,6 +4,7 @@
 layout, and everything that either decided stands in the `LoadReport`.
 """
 
+from sftjax.core import by_rules
 from sftjax.hub.card import Card, Data, Metric, card_of, render
 from sftjax.hub.chat_template import ChatFiles, load_chat_files
 from sftjax.hub.config import read_config
@@ -15,7 +16,6 @@ from sftjax.hub.loading import Loaded, load
 from sftjax.hub.names import Row, WeightMap
 from sftjax.hub.outline import Outline, outline
 from sftjax.hub.peft import LoadedAdapter, load_adapter, save_adapter, why_not_peft
-from sftjax.hub.placing import by_rules
 from sftjax.hub.report import LoadReport
 from sftjax.hub.saving import save
 from sftjax.hub.source import find_folder

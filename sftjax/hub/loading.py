@@ -14,11 +14,11 @@ from jax.typing import DTypeLike
 
 from sftjax.adapters.quantize import fits
 from sftjax.adapters.quantize import quantize as quantized
-from sftjax.core import PyTree, flatten, unflatten
+from sftjax.core import PyTree, ShardingOf, flatten, unflatten
 from sftjax.hub.config import choose_head, read_config
 from sftjax.hub.fitting import fitted
 from sftjax.hub.matching import Match, match
-from sftjax.hub.placing import ShardingOf, put
+from sftjax.hub.placing import put
 from sftjax.hub.recognise import recognise
 from sftjax.hub.report import LoadReport
 from sftjax.hub.seq2seq_names import settled

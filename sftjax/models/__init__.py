@@ -15,10 +15,12 @@ from sftjax.models.statistics import (
     statistics_policy,
     take_statistics,
 )
+from sftjax.models.tensor_rules import TENSOR_RULES
 from sftjax.models.text_encoder import TextEncoder
 
 __all__ = [
     "FAMILIES",
+    "TENSOR_RULES",
     "Architecture",
     "CausalModel",
     "Head",

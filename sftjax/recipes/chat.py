@@ -189,7 +189,7 @@ def _facts(job: TuneChat, decoder: LoadedDecoder, train: Any, evaluation: Any) -
         "tokenizer": decoder.tokenizer.sha256,
         "train_rows": digest(train),
         "eval_rows": digest(evaluation),
-        "devices": jax.device_count(),
+        "devices": job.training.row_devices,
         **settings,
         **dataclasses.asdict(job.rows),
         **job.training.facts(),

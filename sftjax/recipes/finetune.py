@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from sftjax.core import Fixed, PyTree, TrainState, combine, count, partition
 from sftjax.data import Batches
-from sftjax.models import take_statistics
+from sftjax.models import TENSOR_RULES, take_statistics
 from sftjax.recipes.average import averaging, read_average
 from sftjax.recipes.deciding import decide, loop_options, pretrained, with_rates
 from sftjax.recipes.home import checkpoints_of, replay_and_leave
@@ -21,7 +21,7 @@ from sftjax.recipes.training import Training, Tuned
 from sftjax.recipes.watching import watching
 from sftjax.recipes.weighing import weighed
 from sftjax.select import Selection, describe
-from sftjax.train import fit, init, replicate
+from sftjax.train import fit, init, settle, use_mesh
 
 
 def finetune(
@@ -67,6 +67,7 @@ def finetune(
             "--phases move ever more of the weights, and --adapter leaves the weights as they are; "
             "leave one of the two out"
         )
+    use_mesh(training.mesh)
     if training.phases:
         return finetune_in_phases(
             params, new, parts, stream, training,
@@ -95,7 +96,8 @@ def finetune(
     if policy is not None and policy.adapt:
         rest, statistics = take_statistics(params, policy.adapt)
         method = method._replace(objective=filled(method.objective))
-    state, fixed = replicate(begin(rest, chosen, method, training, anchor, importance, statistics))
+    began = begin(rest, chosen, method, training, anchor, importance, statistics)
+    state, fixed = settle(*began, TENSOR_RULES)
     step = compiled(method, method.tx, training.gradient_accumulation_steps, training.on_nan)
 
     def weights(state: TrainState) -> PyTree:

@@ -20,7 +20,7 @@ from sftjax.recipes.streams import Stream
 from sftjax.recipes.training import LESS_IS_BETTER, Training, Tuned
 from sftjax.recipes.watching import watching
 from sftjax.select import describe, select
-from sftjax.train import Fit, Phase, replicate, run_phases
+from sftjax.train import Fit, Phase, chosen_mesh, replicate, run_phases
 
 WHOLE_RUN = ("ewc", "child-d", "difference", "ema")
 """Methods whose state belongs to one partition; they do not go on from phase to phase."""
@@ -96,7 +96,7 @@ def finetune_in_phases(
             jax.random.key(training.seed),
             anchor=anchor,
             frozen_dtype=jnp.bfloat16 if training.bf16 else None,
-            place=replicate,
+            place=replicate if chosen_mesh() is None else lambda tree: tree,  # the step puts it
             folder=None if folder is None else folder / CHECKPOINTS,
             keeping=None if folder is None else keeping(folder, training),
             tell=tell,

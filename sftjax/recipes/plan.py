@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from sftjax.core import Batch, Fixed, Objective, TrainState, count, partition
 from sftjax.hub import outline
-from sftjax.models import CausalModel, Head, Model, Seq2SeqModel, TextEncoder
+from sftjax.models import TENSOR_RULES, CausalModel, Head, Model, Seq2SeqModel, TextEncoder
 from sftjax.objectives import Apply, objective_of, sequence_to_sequence, slice_of
 from sftjax.recipes.average import averaging
 from sftjax.recipes.chat_job import TuneChat
@@ -30,7 +30,7 @@ from sftjax.recipes.stepping import compiled
 from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.training import Training
 from sftjax.recipes.worn import Worn, wear
-from sftjax.train import Step, StepMemory, laid_out, step_memory
+from sftjax.train import Step, StepMemory, abstract_state, laid_out, step_memory, use_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,7 @@ def plan(job: Plan, tell: Callable[[str], None] = say) -> Planned:
     if training.phases:
         raise ValueError("--phases are several runs after another; plan the one that moves most")
     room = (parse_bytes(job.memory), "--memory") if job.memory else device_memory()
+    mesh = use_mesh(training.mesh)
     where = folder_of(job.model)
     model, params, new = _outline(where, job)
     adapters = training.adapter
@@ -110,7 +111,10 @@ def plan(job: Plan, tell: Callable[[str], None] = say) -> Planned:
     if method.importance is not None:
         wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), anchor)
         fixed = fixed._replace(importance=wide)
-    state, fixed = laid_out((state, fixed))
+    if mesh is None:
+        state, fixed = laid_out((state, fixed))
+    else:
+        state, fixed = abstract_state(state, fixed, mesh, TENSOR_RULES)
     batch = laid_out(batch, "data")
     accumulate = training.gradient_accumulation_steps
     step = compiled(method, method.tx, accumulate)

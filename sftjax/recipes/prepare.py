@@ -217,7 +217,7 @@ def _facts(
         "train_rows": train.table.fingerprint,
         "eval_rows": evaluation.table.fingerprint,
         "classes": list(train.labels.names),
-        "devices": jax.device_count(),
+        "devices": job.training.row_devices,
         **settings,
         **dataclasses.asdict(columns),
         **job.training.facts(),

@@ -2,8 +2,18 @@
 
 import optax
 
+from sftjax.models import TENSOR_RULES
 from sftjax.recipes.methods import Method
-from sftjax.train import Diagnose, OnNan, Step, compile_step, diagnosis, guard, make_step
+from sftjax.train import (
+    Diagnose,
+    OnNan,
+    Step,
+    chosen_mesh,
+    compile_step,
+    diagnosis,
+    guard,
+    make_step,
+)
 
 
 def compiled(
@@ -11,7 +21,7 @@ def compiled(
 ) -> Step:
     """Return the compiled step of a method under an optimizer (its own, or a phase's of it)."""
     step = make_step(method.objective, tx, accumulate=accumulate, view=method.view)
-    return compile_step(guard(method.wrap(step), on_nan))
+    return compile_step(guard(method.wrap(step), on_nan), chosen_mesh(), TENSOR_RULES)
 
 
 def diagnosing(method: Method, accumulate: int) -> Diagnose:

@@ -225,7 +225,7 @@ def _facts(
         "eval_rows": evaluation.table.fingerprint,
         "test_rows_are": test.table.fingerprint,
         "prompts": prompts.fingerprint,
-        "devices": jax.device_count(),
+        "devices": job.training.row_devices,
         **{name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()},
         **dataclasses.asdict(job.columns),
         **job.training.facts(),

@@ -57,6 +57,8 @@ def runs_of(text: str, training: Training) -> list[dict[str, float]]:
     name, own = parse(training.anchor)
     if training.optim != "adamw":
         raise ValueError(f"--sweep runs AdamW; leave --optim {training.optim} out")
+    if training.mesh:
+        raise ValueError("--sweep deals its runs out over all devices; leave --mesh out")
     if training.phases:
         raise ValueError("--sweep runs one phase; leave --phases out, or train without --sweep")
     if name not in SWEPT:

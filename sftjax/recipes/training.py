@@ -8,9 +8,9 @@ import tyro
 
 from sftjax.core import PyTree
 from sftjax.select import Description, Selection
-from sftjax.train import Fit, OnNan
+from sftjax.train import Fit, OnNan, parse_mesh
 
-_BESIDE = ("on_change", "report_to", "profile", "replay")
+_BESIDE = ("mesh", "on_change", "report_to", "profile", "replay")
 """Settings that change nothing in the weights."""
 LESS_IS_BETTER = ("loss", "mse", "rmse", "mae", "nll", "brier", "ece")
 """Endings of metrics of which the smallest value is the best."""
@@ -70,7 +70,7 @@ class Training:
     max_steps: int = 0
     """Updates; overrides the epochs when above 0."""
     per_device_train_batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 32
-    """Rows per device and micro-batch."""
+    """Rows per device (of `data` and `fsdp`) and micro-batch."""
     gradient_accumulation_steps: int = 1
     """Micro-batches per update."""
     weight_decay: float = 0.01
@@ -93,6 +93,11 @@ class Training:
     """Updates between checkpoints; 0 is at every evaluation."""
     logging_steps: int = 10
     """Updates in a record of the history."""
+    mesh: str = ""
+    """How several devices share the work, as in data=2,fsdp=4: data and fsdp deal out rows, fsdp
+    cuts weights and all that belongs to them, tensor cuts layers, sequence the tokens of a row; -1
+    is what is left. If nothing is said, every device has all weights and its rows. The run is the
+    same on any mesh with as many data times fsdp, and can go on there."""
     on_nan: OnNan = "stop"
     """When a loss or a gradient is not finite: `stop` says where it came from; `skip` leaves the
     update out and counts it; `rollback` goes back to the last checkpoint and past the batches up to
@@ -136,7 +141,13 @@ class Training:
     def rows(self) -> int:
         """Rows in one update."""
         per_device = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        return per_device * jax.device_count()
+        return per_device * self.row_devices
+
+    @property
+    def row_devices(self) -> int:
+        """Over how many devices rows are dealt out: all, unless the mesh has other axes too."""
+        sizes = parse_mesh(self.mesh, jax.device_count())
+        return sizes.get("data", 1) * sizes.get("fsdp", 1)
 
     def num_steps(self, steps_per_epoch: int) -> int:
         """Return the updates in the run.

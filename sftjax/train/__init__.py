@@ -2,17 +2,31 @@
 
 from sftjax.train.allocator import keep_freed_memory
 from sftjax.train.checkpoint import Checkpoints, Saved, open_checkpoints
-from sftjax.train.devices import laid_out, replicate, spread
+from sftjax.train.devices import (
+    chosen_mesh,
+    join_rows,
+    laid_out,
+    put_rows,
+    replicate,
+    settle,
+    share_of,
+    spread,
+    use_mesh,
+)
 from sftjax.train.digest import digests
 from sftjax.train.finite import Diagnose, OnNan, diagnosis, guard, not_finite
 from sftjax.train.flops import peak_flops, step_flops
 from sftjax.train.grid import grid, name_of, parse_grid, stack_settings
 from sftjax.train.interrupt import RESUME, Interrupted, stop_on_signals
+from sftjax.train.layout import abstract_batch, abstract_state, automatic, layout, place_state
 from sftjax.train.loop import Fit, fit
 from sftjax.train.memory import StepMemory, kept_for_backward, step_memory
+from sftjax.train.meshes import make_mesh, parse_mesh, row_shards
+from sftjax.train.on_mesh import copies, first_copy, pmap_step
 from sftjax.train.pace import STARVING
 from sftjax.train.phases import Phase, Phased, PhaseEnd, gradual, lp_ft, run_phases
 from sftjax.train.prefix import Kept, keep_prefix, with_prefix
+from sftjax.train.processes import join_processes, meet, on_host, patience, processes
 from sftjax.train.reference import reference_columns, with_columns, with_reference
 from sftjax.train.replay import Replayed, replay
 from sftjax.train.run_home import changes_of, claim, identity_of
@@ -21,6 +35,7 @@ from sftjax.train.step import Step, compile_step, init, make_step
 from sftjax.train.sweep import (
     compile_sweep_step,
     make_sweep_step,
+    place_runs,
     spread_runs,
     stack_states,
     sweep_memory,
@@ -48,12 +63,18 @@ __all__ = [
     "Step",
     "StepMemory",
     "SweepFit",
+    "abstract_batch",
+    "abstract_state",
+    "automatic",
     "changes_of",
+    "chosen_mesh",
     "claim",
     "compile_step",
     "compile_sweep_step",
+    "copies",
     "diagnosis",
     "digests",
+    "first_copy",
     "fit",
     "fit_sweep",
     "gradual",
@@ -61,23 +82,39 @@ __all__ = [
     "guard",
     "identity_of",
     "init",
+    "join_processes",
+    "join_rows",
     "keep_freed_memory",
     "keep_prefix",
     "kept_for_backward",
     "laid_out",
+    "layout",
     "linear_schedule",
     "lp_ft",
+    "make_mesh",
     "make_step",
     "make_sweep_step",
+    "meet",
     "name_of",
     "not_finite",
+    "on_host",
     "open_checkpoints",
     "parse_grid",
+    "parse_mesh",
+    "patience",
     "peak_flops",
+    "place_runs",
+    "place_state",
+    "pmap_step",
+    "processes",
+    "put_rows",
     "reference_columns",
     "replay",
     "replicate",
+    "row_shards",
     "run_phases",
+    "settle",
+    "share_of",
     "spread",
     "spread_runs",
     "stack_settings",
@@ -88,6 +125,7 @@ __all__ = [
     "sweep_memory",
     "take_run",
     "tidy",
+    "use_mesh",
     "with_columns",
     "with_prefix",
     "with_reference",

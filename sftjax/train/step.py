@@ -16,6 +16,8 @@ from sftjax.core import (
     Metrics,
     Objective,
     PyTree,
+    Rules,
+    ShardingOf,
     TrainState,
     View,
     combine,
@@ -26,6 +28,8 @@ from sftjax.core import (
     step_key,
 )
 from sftjax.core.importance import check_finite, check_form
+from sftjax.core.placing import AnyMesh
+from sftjax.train.on_mesh import MeshStep
 
 Step = Callable[[TrainState, Fixed, Batch], tuple[TrainState, Metrics]]
 
@@ -126,6 +130,7 @@ def make_step(
     *,
     accumulate: int = 1,
     view: View | None = None,
+    axis: str | None = None,
 ) -> Step:
     """Return the update `(state, fixed, batch) -> (state, metrics)`, pure and uncompiled.
 
@@ -140,6 +145,11 @@ def make_step(
       accumulate: number of micro-batches a batch is cut into; must divide its rows.
       view: what the model sees in place of the trainable leaves (mixout, a base to add); the
         gradient is taken through it.
+      axis: inside a `pmap` or `shard_map` of your own, the name of its axis: every device brings
+        its rows, and sums and weights are added up over it before they are divided. Dropout then
+        draws for each device, and batch norm sees one device's rows (its running statistics become
+        the mean of all). `compile_step` and `pmap_step` need none, and leave both as they are on
+        one device.
 
     Returns:
       A `Step`. Its metrics are `loss`, `weight` (what counted), `grad_norm` (over the trainable
@@ -161,13 +171,16 @@ def make_step(
     update = optax.with_extra_args_support(tx).update
 
     def gradient(trainable: PyTree, fixed: Fixed, model_state: PyTree, batch: Batch, key: Array):
+        # The view of the weights is one for all devices, what is drawn for rows is each one's own.
+        rows = key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
+
         def total(trainable: PyTree) -> tuple[Array, tuple[Loss, Aux]]:
             if view is not None:
                 # A key of its own: the objective draws from `key` itself.
                 trainable = view(trainable, fixed, jax.random.fold_in(key, _VIEW))
             params = combine(trainable, fixed.frozen)
             held = combine(model_state, fixed.model_state)
-            loss, aux = objective(params, held, batch, key)
+            loss, aux = objective(params, held, batch, rows)
             return jnp.asarray(loss.sum, jnp.float32), (loss, aux)
 
         (_, (loss, aux)), grads = jax.value_and_grad(total, has_aux=True)(trainable)
@@ -177,10 +190,18 @@ def make_step(
         key = step_key(state)
         batches = batch if accumulate == 1 else _cut(batch, accumulate)
 
-        def sums(trainable: PyTree) -> tuple[_Totals, PyTree]:
+        def own(trainable: PyTree, model_state: PyTree) -> tuple[_Totals, PyTree]:
             if accumulate == 1:
-                return gradient(trainable, fixed, state.model_state, batches, key)
-            return _scan(gradient, trainable, fixed, state.model_state, batches, key)
+                return gradient(trainable, fixed, model_state, batches, key)
+            return _scan(gradient, trainable, fixed, model_state, batches, key, axis)
+
+        def sums(trainable: PyTree) -> tuple[_Totals, PyTree]:
+            if axis is None:
+                return own(trainable, state.model_state)
+            # Told apart, or `shard_map` would add up the gradients by itself.
+            apart = jax.lax.pcast((trainable, state.model_state), axis, to="varying")
+            totals, model_state = own(*apart)
+            return jax.lax.psum(totals, axis), jax.lax.pmean(model_state, axis)
 
         def grad_fn(trainable: PyTree, _: object = None) -> PyTree:
             return _mean(sums(trainable)[0])
@@ -204,14 +225,27 @@ def make_step(
     return step
 
 
-def compile_step(step: Step) -> Step:
+def compile_step(
+    step: Step, mesh: AnyMesh | None = None, rules: Rules | ShardingOf | None = None
+) -> Step:
     """Compile a step with `jit`: the state is donated, `fixed` is an argument that stays.
 
-    Sharded inputs compile to a sharded step. Each shape of batch compiles once.
+    Without a mesh, what the inputs lie on decides: sharded inputs compile to a sharded step. On a
+    mesh, the state lies by the rules, and moments, anchor, importance and moving statistics with
+    the weights that they belong to (see `layout`); rows are dealt out over `data` and `fsdp`, and
+    tokens over `sequence`. Each shape of batch compiles once.
+
+    Args:
+      step: the pure function.
+      mesh: such as `make_mesh("data=2,fsdp=4")`.
+      rules: where weights lie: a table of patterns (`models.TENSOR_RULES`), a function of path and
+        shape, or None, which cuts large weights over `fsdp`, whatever the tree is.
 
     >>> step = compile_step(lambda state, fixed, batch: (state, {}))
     """
-    return jax.jit(step, donate_argnums=0)
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0)
+    return MeshStep(step, mesh, rules)
 
 
 def _scale(loss: Loss) -> Array:
@@ -232,6 +266,7 @@ def _scan(
     model_state: PyTree,
     batches: Batch,
     key: Array,
+    axis: str | None,
 ) -> tuple[_Totals, PyTree]:
     """Add up the totals of the micro-batches, which lie along the first axis of `batches`."""
 
@@ -245,6 +280,8 @@ def _scan(
     first = jax.tree.map(lambda leaf: leaf[0], batches)
     shapes, _ = jax.eval_shape(gradient, trainable, fixed, model_state, first, key)
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    if axis is not None:
+        zeros = jax.lax.pcast(zeros, axis, to="varying")
     pieces = jax.tree.leaves(batches)[0].shape[0]
     carry, _ = jax.lax.scan(body, (zeros, model_state), (jnp.arange(pieces), batches))
     return carry

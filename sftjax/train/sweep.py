@@ -14,9 +14,21 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from sftjax.core import Batch, Fixed, Metrics, PyTree, TrainState, flatten, nbytes
+from sftjax.core import (
+    Batch,
+    Fixed,
+    Metrics,
+    PyTree,
+    Rules,
+    ShardingOf,
+    TrainState,
+    flatten,
+    nbytes,
+)
+from sftjax.train.devices import put_rows
+from sftjax.train.layout import Layout, layout, placing, put
 from sftjax.train.step import Step
 
 Settings = Mapping[str, Array]
@@ -59,12 +71,65 @@ def make_sweep_step(step_of: Callable[[Settings], Step], *, own_batches: bool = 
     return jax.vmap(run, in_axes=(0, None, 0, 0 if own_batches else None))
 
 
-def compile_sweep_step(step: SweepStep) -> SweepStep:
+def compile_sweep_step(
+    step: SweepStep, mesh: Mesh | None = None, rules: Rules | ShardingOf | None = None
+) -> SweepStep:
     """Compile a sweep's step with `jit`: the states are donated, the rest stays.
+
+    Args:
+      step: as `make_sweep_step` gives it.
+      mesh: one with an axis `sweep`, over which the runs are dealt out; states, `fixed` and
+        settings lie where `place_runs` puts them. The rows of the batch that all runs share are
+        dealt out over `data` and `fsdp`, where it has these.
+      rules: as for `compile_step`, of one run's leaves.
 
     >>> step = compile_sweep_step(lambda states, fixed, settings, batch: (states, {}))
     """
-    return jax.jit(step, donate_argnums=0)
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0)
+    place, compiled = placing(mesh, rules), {}
+
+    def run(states: TrainState, fixed: Fixed, settings: Settings, batch: Batch):
+        key = jax.tree.structure((states, fixed))
+        if key not in compiled:
+            out = _run_layout(states, fixed, mesh, place)[0], _dealt(mesh)
+            compiled[key] = jax.jit(step, out_shardings=out, donate_argnums=0)
+        return compiled[key](states, fixed, settings, put_rows(batch, mesh))
+
+    return run
+
+
+def place_runs(
+    states: TrainState,
+    fixed: Fixed,
+    settings: Settings,
+    mesh: Mesh,
+    rules: Rules | ShardingOf | None = None,
+) -> tuple[TrainState, Fixed, Settings]:
+    """Put a sweep on a mesh: runs along `sweep`, and each run's leaves as `place_state` does.
+
+    Raises:
+      ValueError: if the mesh has no such axis, or it does not divide the number of runs.
+
+    >>> from sftjax.train.meshes import make_mesh
+    >>> place_runs(None, None, {"dose": jnp.zeros(3)}, make_mesh("data=-1"))
+    Traceback (most recent call last):
+    ValueError: the mesh data=... has no axis 'sweep' to deal runs out over; write sweep=...
+    """
+    ways = mesh.shape.get("sweep", 0)
+    if not ways:
+        told = ",".join(f"{name}={size}" for name, size in mesh.shape.items())
+        raise ValueError(
+            f"the mesh {told} has no axis 'sweep' to deal runs out over; write sweep=..."
+        )
+    if len(states.step) % ways:
+        raise ValueError(
+            f"{len(states.step)} runs cannot be dealt out evenly over sweep={ways}; add or leave "
+            "out seeds"
+        )
+    where = _run_layout(states, fixed, mesh, placing(mesh, rules))
+    dealt = jax.tree.map(lambda _: _dealt(mesh), dict(settings))
+    return put((states, fixed, dict(settings)), (*where, dealt))
 
 
 def stack_states(states: Iterable[TrainState]) -> TrainState:
@@ -173,6 +238,18 @@ def sweep_memory(trainable: PyTree, tx: optax.GradientTransformation, runs: int)
         raise ValueError(f"runs is {runs}; a sweep has at least one run")
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), trainable)
     return SweepMemory(runs, nbytes(shapes), nbytes(jax.eval_shape(tx.init, shapes)))
+
+
+def _run_layout(states: TrainState, fixed: Fixed, mesh: Mesh, place: ShardingOf) -> Layout:
+    """Return where the leaves of a sweep lie: as one run's do, behind the axis of the runs."""
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), states)
+    where, still = layout(one, fixed, place)
+    runs = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec("sweep", *s.spec)), where)
+    return runs, still
+
+
+def _dealt(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec("sweep"))
 
 
 def _layout(state: TrainState) -> dict[str, str]:

@@ -1,0 +1,65 @@
+"""One of several processes of a run of `mesh_cases`; test_processes.py starts them.
+
+python one_process.py CASE MESH PORT SIZE INDEX FOLDER [die|hang]
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+import jax
+import numpy as np
+from mesh_cases import CASES, STEPS, rules
+
+from sftjax.core import flatten
+from sftjax.train import (
+    compile_step,
+    join_processes,
+    make_mesh,
+    meet,
+    on_host,
+    patience,
+    place_state,
+    share_of,
+    spread,
+)
+
+
+def main(case, described, port, size, index, folder, trouble=""):
+    """Do this process's part; the first one writes what came of it."""
+    os.environ["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
+    os.environ["JAX_NUM_PROCESSES"], os.environ["JAX_PROCESS_ID"] = size, index
+    me = join_processes(start_seconds=120, heartbeat_seconds=10)
+    made, mesh = CASES[case](), make_mesh(described)
+    state, fixed = place_state(made.state, made.fixed, mesh, rules(mesh))
+    step, read, losses = compile_step(made.step, mesh, rules(mesh)), [], []
+
+    def rows_of(number, share):
+        batch = made.batches.at(number, share)
+        read.append(len(next(iter(batch.values()))))
+        return batch
+
+    at = spread(rows_of, mesh)
+    with patience(20 if trouble else 300) as beat:
+        for number in range(STEPS):
+            if trouble and number == 1 and me.number == me.size - 1:
+                if trouble == "die":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(1000)
+            state, metrics = step(state, fixed, at(number))
+            losses.append(float(metrics["loss"]))
+            beat()
+    weights = flatten(on_host((state.trainable, state.model_state)))
+    if me.first:
+        home = pathlib.Path(folder)
+        np.savez(home / "weights.npz", **weights)
+        facts = {"losses": losses, "read": read, "share": share_of(mesh)}
+        (home / "facts.json").write_text(json.dumps(facts | {"devices": jax.device_count()}))
+    meet("the end")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,120 @@
+"""Real processes on one machine: the same run as in one, each reading its rows; trouble is told."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+sys.path.insert(0, __file__.rpartition("/")[0])
+from mesh_cases import CASES, STEPS
+
+from sftjax.core import flatten
+from sftjax.train import compile_step, join_processes, patience
+
+HERE = pathlib.Path(__file__).parent
+RUNS = [("mlp", "data=4", 4), ("bert", "data=2,fsdp=2", 2), ("resnet", "data=2,fsdp=2", 2)]
+"""Case, mesh, processes; the first alone unless SFTJAX_EVERY_MESH asks for all."""
+
+if not os.environ.get("SFTJAX_EVERY_MESH"):
+    RUNS = RUNS[:1]
+
+
+def start(case, mesh, size, folder, each=1, trouble=""):
+    """Start the processes and return them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={each}")
+    environment = {
+        **os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
+    }  # fmt: skip
+    command = [sys.executable, "-W", "ignore", str(HERE / "one_process.py"), case, mesh, str(port)]
+    return [
+        subprocess.Popen(
+            [*command, str(size), str(index), str(folder), *([trouble] if trouble else [])],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(size)
+    ]  # fmt: skip
+
+
+def ended(running, seconds=240):
+    """Wait for the processes; return their exit codes and last words."""
+    try:
+        words = [process.communicate(timeout=seconds)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [process.returncode for process in running], words
+
+
+@pytest.mark.parametrize(("case", "mesh", "size"), RUNS)
+def test_several_processes_are_one_run(case, mesh, size, tmp_path):
+    codes, words = ended(start(case, mesh, size, tmp_path, each=4 // size))
+    assert codes == [0] * size, words
+    made = CASES[case]()
+    step, state, losses = compile_step(made.step), made.again(), []
+    for number in range(STEPS):
+        state, metrics = step(state, made.fixed, made.batches.at(number))
+        losses.append(float(metrics["loss"]))
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    np.testing.assert_allclose(facts["losses"], losses, rtol=1e-5)
+    assert facts["devices"] == 4
+    assert facts["read"] == [made.batches.rows // size] * STEPS, (
+        "a process reads its own rows and no others"
+    )
+    with np.load(tmp_path / "weights.npz") as found:
+        for path, leaf in flatten((state.trainable, state.model_state)).items():
+            np.testing.assert_allclose(found[path], leaf, rtol=0, atol=1e-5, err_msg=path)
+
+
+def test_a_peer_that_dies_ends_the_others_with_a_message(tmp_path):
+    codes, words = ended(start("mlp", "data=2", 2, tmp_path, trouble="die"), 120)
+    assert codes[1] == -9
+    assert codes[0] != 0
+    assert not (tmp_path / "facts.json").exists()
+    assert any(sign in words[0] for sign in ("heartbeat", "Connection", "closed", "UNAVAILABLE"))
+
+
+def test_patience_ends_and_a_beat_renews_it(monkeypatch):
+    told, ended = [], threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda code: (told.append(code), ended.set()))
+    with patience(0.3, told.append) as beat:
+        for _ in range(4):
+            time.sleep(0.15)
+            beat()
+        assert not told
+        assert ended.wait(20)
+    assert told[1] == 75
+    assert "process 0 of 1: no step was finished for 0.3 s, so a peer or the input" in told[0]
+
+
+def test_processes_that_cannot_be_found_are_told(monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    given = []
+
+    def initialize(**words):
+        given.append(words)
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(ValueError, match=r"No cluster .* JAX_COORDINATOR_ADDRESS"):
+        join_processes()
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(ValueError, match="cannot find each other"):
+        join_processes("host:1", index=0, start_seconds=7)
+    assert given[1]["num_processes"] == 2
+    assert (given[1]["process_id"], given[1]["initialization_timeout"]) == (0, 7)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is 'two' and should be a number"):
+        join_processes("host:1", index=0)
