@@ -22,6 +22,8 @@ from sftjax.recipes.merge import Merge, merge
 from sftjax.recipes.plan import Plan, plan
 from sftjax.recipes.predict import predict_rows
 from sftjax.recipes.predict_job import Predict
+from sftjax.recipes.segment import segment
+from sftjax.recipes.segment_job import Segment
 from sftjax.recipes.summarize import summarize
 from sftjax.recipes.summarize_job import Summarize
 from sftjax.recipes.talk import Talk, talk
@@ -32,6 +34,7 @@ Command = (
     | Annotated[TuneImages, tyro.conf.subcommand("images")]
     | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
     | Annotated[Anomaly, tyro.conf.subcommand("anomaly")]
+    | Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[TuneChat, tyro.conf.subcommand("chat")]
     | Annotated[Talk, tyro.conf.subcommand("talk")]
     | Annotated[Summarize, tyro.conf.subcommand("summarize")]
@@ -65,6 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
                 diagnose(job)
             case TuneImages():
                 images(job)
+            case Segment():
+                segment(job)
             case TuneChat():
                 chat(job)
             case Talk():

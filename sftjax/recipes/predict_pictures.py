@@ -23,6 +23,7 @@ from sftjax.recipes.named_models import folder_of
 from sftjax.recipes.picture_parts import normalizing
 from sftjax.recipes.picture_rows import PictureRows
 from sftjax.recipes.predict_job import Predict
+from sftjax.recipes.predict_masks import predict_masks
 from sftjax.recipes.streams import in_order
 
 
@@ -30,7 +31,7 @@ def reads_pictures(name: str) -> bool:
     """Tell whether a model, or an adapter's base, reads pictures."""
     if is_adapter(name):
         head = head_of(name)
-        return head is not None and head.kind == "image"
+        return head is not None and head.kind in ("image", "segment")
     folder = folder_of(name)
     if pathlib.Path(folder).is_file():
         return True  # a bare file of weights: only models of images are read from such
@@ -44,7 +45,7 @@ def predict_pictures(job: Predict, tell: Callable[[str], None] = print) -> np.nd
     """Predict, and print or write what came out.
 
     Returns:
-      (N, C) logits.
+      (N, C) logits; or (N, H, W) classes of pixels, at the size that the model sees.
 
     Raises:
       ValueError: if there are no pictures, one cannot be read, or the model has no classes.
@@ -57,6 +58,8 @@ def predict_pictures(job: Predict, tell: Callable[[str], None] = print) -> np.nd
     else:
         model, params, report, processor = load_images_model(job.model)
         apply = model.apply
+    if model.head.kind == "segment":
+        return predict_masks(job, model, apply, params, processor, tell)
     if model.head.kind != "image":
         raise ValueError(f"{job.model} has a {model.head.kind} head; predict needs one of classes")
     images = load_images(pictures_at(job.data), processor)
