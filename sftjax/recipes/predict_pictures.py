@@ -19,10 +19,12 @@ from sftjax.models.image_model import IMAGE_FAMILIES
 from sftjax.recipes.adapter_folder import head_of, is_adapter, load_adapted
 from sftjax.recipes.image_models import load_images_model
 from sftjax.recipes.judging import Judge, load_judge
+from sftjax.recipes.label_judge import SEVERAL, LabelJudge
 from sftjax.recipes.named_models import folder_of
 from sftjax.recipes.picture_parts import normalizing
 from sftjax.recipes.picture_rows import PictureRows
 from sftjax.recipes.predict_job import Predict
+from sftjax.recipes.predict_labels import tell_labels
 from sftjax.recipes.predict_masks import predict_masks
 from sftjax.recipes.streams import in_order
 
@@ -69,6 +71,11 @@ def predict_pictures(job: Predict, tell: Callable[[str], None] = print) -> np.nd
     logits = predict(run, params, in_order(rows, job.batch_size), rows.size)
     judge, names = load_judge(job.model), model.head.labels
     files = [name_of(reference) for reference in images.table["image"]]
+    if model.head.problem_type == SEVERAL:
+        assert not isinstance(judge, Judge)
+        tell_labels(job, logits, files, names, judge, tell)
+        return logits
+    assert not isinstance(judge, LabelJudge)
     if judge is None:
         p = softmax(logits)
     else:
