@@ -63,6 +63,8 @@ class Segmented(NamedTuple):
 class PreparedMasks(NamedTuple):
     """A job on masks, read and decoded."""
 
+    job: Segment
+    """With what follows from --scratch filled in."""
     run: Prepared
     loaded: LoadedImages
     parts: dict[str, MaskRows]
@@ -81,6 +83,7 @@ def segment(job: Segment, tell: Callable[[str], None] = print) -> Segmented:
       ValueError: for bad input, saying where it is and what to do.
     """
     ready = prepare_masks(job, tell)
+    job = ready.job
     evaluation = ready.parts["evaluation"]
     ran = carry_out(job, ready.run, tell, evaluation.groups)
     _write(job, ready, ran)
@@ -145,7 +148,7 @@ def prepare_masks(job: Segment, tell: Callable[[str], None]) -> PreparedMasks:
         redrawn=bool(job.augment),
         scorer=MaskScorer,
     )
-    return PreparedMasks(run, loaded, rows, first.seen)
+    return PreparedMasks(job, run, loaded, rows, first.seen)
 
 
 def _from_scratch(job: Segment) -> Segment:
