@@ -65,6 +65,10 @@ def anomaly(job: Anomaly, tell: Callable[[str], None] = print) -> Strange:
             f"--false-alarms {job.false_alarms:g} and --coreset {job.coreset:g} are shares between "
             "0 and 1"
         )
+    if job.pictures.task != "single-label":
+        raise ValueError(
+            f"--task {job.pictures.task}: what is normal is a class of its own here; leave it out"
+        )
     job = with_classes_left_out(job)
     tables, group = normal_and_others(job, tell)
     head = None if set(job.methods) & set(OF_LOGITS) else Head("features")

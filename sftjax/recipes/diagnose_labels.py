@@ -179,7 +179,9 @@ def _draw(job: Diagnose, judge: LabelJudge, logits: np.ndarray, rows: PictureRow
     plots, truth, p = job.output_dir / "plots", _truth(rows), judge.probabilities(logits)
     both = [n for n in judge.thresholds if len(np.unique(truth[:, judge.names.index(n)])) == 2][:7]
     curves = {n: (p[:, judge.names.index(n)], truth[:, judge.names.index(n)] > 0) for n in both}
-    roc_curves(curves, plots / "roc.png", thresholds={n: judge.thresholds[n].value for n in both})
+    if both:
+        cuts = {name: judge.thresholds[name].value for name in both}
+        roc_curves(curves, plots / "roc.png", thresholds=cuts)
     for name, yes in (("reliability-before", sigmoid(np.asarray(logits))), ("reliability", p)):
         when = "Before" if name.endswith("before") else "After"
         flat = yes.ravel()
@@ -260,7 +262,7 @@ def _write(
         f"## Test\n\nWith 95 % bootstrap intervals over {over(rows)}. AUROC and AUPRC are means "
         "over labels; Brier score and ECE are over all labels together; the others at thresholds.",
         _tables(done.metrics, done.labels),
-        "![curves](plots/roc.png)",
+        *(["![curves](plots/roc.png)"] if (folder / "plots" / "roc.png").is_file() else []),
         "## Calibration",
         *said,
         "![before](plots/reliability-before.png)",

@@ -121,7 +121,7 @@ def write_label_pictures(folder: pathlib.Path, outputs: np.ndarray, rows: Pictur
         problem_type="multi_label_classification",
     )  # fmt: skip
     scores = sigmoid(outputs)
-    both = [k for k in range(len(names)) if 0 < truth[:, k].sum() < len(truth)][:7]
+    both = told_apart(truth)[:7]
     if both:
         roc_curves(
             {names[k]: (scores[:, k], truth[:, k].astype(bool)) for k in both},
@@ -129,11 +129,22 @@ def write_label_pictures(folder: pathlib.Path, outputs: np.ndarray, rows: Pictur
         )
 
 
+def told_apart(truth: np.ndarray) -> list[int]:
+    """Return the labels that some rows have and others lack: those that have a curve.
+
+    >>> told_apart(np.array([[1, 1], [0, 1]]))
+    [0]
+    """
+    return [k for k in range(truth.shape[1]) if 0 < truth[:, k].sum() < len(truth)]
+
+
 def label_tables(outputs: np.ndarray, rows: PictureRows) -> list[str]:
     """Return the report's section on each label."""
+    assert rows.labels is not None
     lines = label_rows(outputs, rows)
+    drawn = bool(told_apart(np.asarray(rows.labels.values)))
     return [
         "## By label\n\nA label is given where its probability is above 1/2.",
         table_markdown(lines, list(lines[0])),
-        "![curves](plots/roc.png)",
+        *(["![curves](plots/roc.png)"] if drawn else []),
     ]
