@@ -1,7 +1,8 @@
 """Where do pretraining, L2-SP and LP-FT pay with few labels, and where do they not?
 
-    python benchmarks/few_labels.py --data tfds:fashion_mnist     # about 20 minutes on 2 cores
-    python benchmarks/few_labels.py --data /usr/share/datasets/fashion-mnist
+    apt-get download dataset-fashion-mnist && dpkg-deb -x dataset-fashion-mnist_*.deb data
+    python benchmarks/few_labels.py --data data/usr/share/datasets/fashion-mnist    # 20 minutes
+    python benchmarks/few_labels.py --data tfds:fashion_mnist     # where TFDS has prepared it
 
 Fashion-MNIST (Debian's `dataset-fashion-mnist`, or TFDS) with 10, 30 and 100 pictures of each class
 to learn from, and 1,000 test pictures. An EfficientNet-lite0 learns them in the five ways of
