@@ -29,7 +29,8 @@ STRIDE = 9
 def write_slices(folder: Path) -> None:
     """Replace the package's files by axial planes, their masks and a manifest.
 
-    Groups are slabs of 12 mm: neighbouring planes look alike and must not cross splits.
+    Groups are slabs of 12 mm: neighbouring planes look alike and must not cross splits. Slabs of
+    one brain touch all the same, so planes at their edges are alike, and a leak check says so.
 
     Raises:
       ImportError: if nibabel is not installed.

@@ -1,7 +1,7 @@
 """Fine-tune a CNN or vision transformer to find a class for every pixel.
 
 sftjax segment --model asset:efficientnet-lite0 --data asset:mni152-slices --image-size 96 \\
-    --train last:3 --output-dir runs/s
+    --train last:3 --leaks tell --output-dir runs/s
 """
 
 import dataclasses
