@@ -133,6 +133,6 @@ def test_given_labels_are_written(tmp_path):
         tmp_path / "p.csv", [1], z, None, ("a", "b"), problem_type="multi_label_classification",
         given=[[0, 1]],
     )  # fmt: skip
-    line = next(csv.DictReader(path.open()))
+    line = next(csv.DictReader(path.read_text("utf8").splitlines()))
     assert (line["prediction_a"], line["prediction_b"]) == ("0", "1")
     assert abs(float(line["probability_a"]) - sigmoid(z)[0, 0]) < 1e-5
