@@ -14,7 +14,6 @@ Expect: every way from ImageNet above scratch by at least 0.15.
 import argparse
 import collections
 import csv
-import dataclasses
 import hashlib
 import pathlib
 import tempfile
@@ -96,31 +95,53 @@ def run(
     args: Any, folder: pathlib.Path, manifest: pathlib.Path, fold: int, way: str
 ) -> dict[str, Any]:
     """Fine-tune one way on one fold."""
+    found = tune(
+        way,
+        fold,
+        folder / f"{fold}-{way.replace(' ', '')}",
+        {"num_train_epochs": args.epochs},
+        data=str(manifest),
+        image_size=args.size,
+        leaks="tell",  # nearly the same food is photographed more than once
+    )
+    return {"fold": fold, **found}
+
+
+def tune(
+    way: str, seed: int, folder: pathlib.Path, training: dict[str, Any], **job: Any
+) -> dict[str, Any]:
+    """Fine-tune one way, and return what came of it.
+
+    Args:
+      way: one of `WAYS`.
+      seed: of the run.
+      folder: of the run; it goes on from there.
+      training: fields of `Training` beside those of the way.
+      **job: fields of `TuneImages`.
+    """
     from sftjax.recipes.images import Tuning, images
     from sftjax.recipes.images_job import TuneImages
     from sftjax.recipes.training import Training
 
-    training = Training(
-        num_train_epochs=args.epochs, per_device_train_batch_size=16, weight_decay=0.01, seed=fold
+    words = {"per_device_train_batch_size": 16, "weight_decay": 0.01, **training, **WAYS[way]}
+    done = images(
+        TuneImages(
+            model="asset:efficientnet-lite0",
+            output_dir=folder,
+            training=Training(seed=seed, **words),
+            scratch=way == "scratch",
+            keep_prefix=way == "head",
+            **job,
+        ),
+        lambda text: None,
     )
-    words = WAYS[way]
-    job = TuneImages(
-        model="asset:efficientnet-lite0",
-        data=str(manifest),
-        output_dir=folder / f"{fold}-{way.replace(' ', '')}",
-        training=dataclasses.replace(training, **words),
-        image_size=args.size,
-        scratch=way == "scratch",
-        keep_prefix=way == "head",
-        leaks="tell",  # nearly the same food is photographed more than once
-    )
-    done = images(job, lambda text: None)
     assert isinstance(done, Tuning)
     kept = done.retention
+    accuracy = done.metrics["eval_accuracy"]
     return {
         "way": way,
-        "fold": fold,
-        "accuracy": value_of(done.metrics["eval_accuracy"]),
+        "accuracy": value_of(accuracy),
+        "interval": None if isinstance(accuracy, float) else [accuracy.low, accuracy.high],
         "ece": value_of(done.metrics["eval_ece"]),
         "moved": None if kept is None else kept.whole.distance,
         "seconds": done.tuned.fit.seconds,

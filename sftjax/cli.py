@@ -30,6 +30,8 @@ from sftjax.recipes.plan import Plan, plan
 from sftjax.recipes.predict import predict_rows
 from sftjax.recipes.predict_job import Predict
 from sftjax.recipes.replaying import Replay, replay_run
+from sftjax.recipes.segment import segment
+from sftjax.recipes.segment_job import Segment
 from sftjax.recipes.summarize import summarize
 from sftjax.recipes.summarize_job import Summarize
 from sftjax.recipes.talk import Talk, talk
@@ -40,6 +42,7 @@ Command = (
     | Annotated[TuneImages, tyro.conf.subcommand("images")]
     | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
     | Annotated[Anomaly, tyro.conf.subcommand("anomaly")]
+    | Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[TuneChat, tyro.conf.subcommand("chat")]
     | Annotated[Talk, tyro.conf.subcommand("talk")]
     | Annotated[Summarize, tyro.conf.subcommand("summarize")]
@@ -118,6 +121,8 @@ def _run(job: object) -> None:
             diagnose(job)
         case TuneImages():
             images(job)
+        case Segment():
+            segment(job)
         case TuneChat():
             chat(job)
         case Talk():

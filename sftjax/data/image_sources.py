@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftjax.core import npz_names
+from sftjax.data.assets import fetch
 from sftjax.data.decode import IMAGE_ENDINGS
 from sftjax.data.files import READERS
 from sftjax.data.image_arrays import IDX_FILES, read_idx_folder, read_medmnist
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 PATH_COLUMNS = ("image", "path", "file", "filename", "file_name", "filepath")
 """Columns of a manifest that are taken for the images, the first that there is."""
+
+PICTURE_SETS = ("mni152-slices", "mni152-patches", "chest-xrays-16", "brain-mris-17")
+"""Assets that are pictures with a manifest."""
 
 _IGNORED = ("thumbs.db", "desktop.ini")
 
@@ -38,6 +42,7 @@ def read_images(
     | `set.npz` | a MedMNIST file |
     | a folder with `Annotations/` and `JPEGImages/` | a box a row (VOC), with its file as `group` |
     | a folder with IDX files (`train-images-idx3-ubyte.gz`) | MNIST and its kin |
+    | `asset:NAME` | a manifest that is fetched (`PICTURE_SETS`) |
     | `tfds:NAME[/config][:version][:split]`, a builder | a data set of TFDS |
 
     In folders of classes hidden files, `Thumbs.db` and `desktop.ini` are no images; any other file
@@ -113,7 +118,26 @@ def image_splits(
 def _path(source: Any) -> Path | None:
     if not isinstance(source, str | Path) or str(source).startswith("tfds:"):
         return None
+    if str(source).startswith("asset:"):
+        return picture_set(str(source))
     return Path(source).expanduser()
+
+
+def picture_set(source: str) -> Path:
+    """Return the manifest of fetched pictures, `asset:NAME`; other sources as they are.
+
+    Raises:
+      ValueError: if no pictures have this name.
+    """
+    if not source.startswith("asset:"):
+        return Path(source).expanduser()
+    name = source.removeprefix("asset:")
+    if name not in PICTURE_SETS:
+        raise ValueError(
+            f"there are no pictures {source}; those known are "
+            f"{', '.join(f'asset:{known}' for known in PICTURE_SETS)}"
+        )
+    return fetch(name) / "manifest.csv"
 
 
 def _npz_splits(path: Path) -> set[str]:

@@ -37,6 +37,7 @@ from sftjax.evaluate.copying import Copied, Lengths, copied, lead, lengths, sent
 from sftjax.evaluate.generate import Generated, compile_generate, compile_stream, generate
 from sftjax.evaluate.generate_settings import GenerationSettings, read_settings, settings_of
 from sftjax.evaluate.grading import cohen_kappa, dice, dice_per_class, quadratic_kappa
+from sftjax.evaluate.mask_plots import mask_overlays, write_mask
 from sftjax.evaluate.moved import Moved, block_names, largest_singular_value, moved, whole
 from sftjax.evaluate.multilabel import (
     multilabel_macro_f1,
@@ -217,6 +218,7 @@ __all__ = [
     "macro_f1",
     "mae",
     "mahalanobis_score",
+    "mask_overlays",
     "mcc",
     "mean_interval",
     "mean_size",
@@ -275,5 +277,6 @@ __all__ = [
     "weighted_f1",
     "whole",
     "with_intervals",
+    "write_mask",
     "write_predictions",
 ]

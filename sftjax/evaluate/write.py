@@ -23,6 +23,7 @@ def write_predictions(
     *,
     text: Sequence[str] | None = None,
     problem_type: str = "single_label_classification",
+    given: ArrayLike | None = None,
 ) -> Path:
     """Write one line a row, all of the file or nothing of it.
 
@@ -38,6 +39,8 @@ def write_predictions(
       names: class names in id order; their ids when left out.
       text: N texts.
       problem_type: as in `metrics`, tokens excepted.
+      given: (N, L) of 0 and 1, the labels that thresholds give, of a multi-label task; those of a
+        probability above 1/2 when left out.
 
     Returns:
       The path.
@@ -60,7 +63,7 @@ def write_predictions(
     columns: dict[str, Sequence[Any]] = {"row": np.asarray(rows).tolist()}
     if text is not None:
         columns["text"] = list(text)
-    columns |= _columns(problem_type, logits, labels, tuple(names))
+    columns |= _columns(problem_type, logits, labels, tuple(names), given)
     for name, column in columns.items():
         if len(column) != len(columns["row"]):
             raise ValueError(
@@ -73,7 +76,11 @@ def write_predictions(
 
 
 def _columns(
-    problem_type: str, logits: ArrayLike, labels: ArrayLike | None, names: tuple[str, ...]
+    problem_type: str,
+    logits: ArrayLike,
+    labels: ArrayLike | None,
+    names: tuple[str, ...],
+    given: ArrayLike | None,
 ) -> dict[str, Sequence[Any]]:
     if problem_type == "regression":
         return _regression(np.asarray(logits), labels)
@@ -82,7 +89,7 @@ def _columns(
     if len(names) != z.shape[1]:
         raise ValueError(f"{len(names)} class names for {z.shape[1]} columns of logits")
     if problem_type == "multi_label_classification":
-        return _per_label(z, labels, names)
+        return _per_label(z, labels, names, given)
     if problem_type != "single_label_classification":
         raise ValueError(
             f"problem type {problem_type!r} has no table of predictions; use "
@@ -99,17 +106,20 @@ def _columns(
 
 
 def _per_label(
-    z: np.ndarray, labels: ArrayLike | None, names: tuple[str, ...]
+    z: np.ndarray, labels: ArrayLike | None, names: tuple[str, ...], given: ArrayLike | None
 ) -> dict[str, Sequence[Any]]:
     found: dict[str, Sequence[Any]] = {}
     p = sigmoid(z)
+    chosen = z > 0 if given is None else indicators("given", given)
+    if chosen.shape != z.shape:
+        raise ValueError(f"given labels are {chosen.shape} for logits {z.shape}; pass one a label")
     true = None if labels is None else indicators("labels", labels)
     if true is not None and true.shape != z.shape:
         raise ValueError(f"labels are {true.shape} for logits {z.shape}; pass one a label")
     for k, name in enumerate(names):
         if true is not None:
             found[f"label_{name}"] = true[:, k].astype(int).tolist()
-        found[f"prediction_{name}"] = (z[:, k] > 0).astype(int).tolist()
+        found[f"prediction_{name}"] = chosen[:, k].astype(int).tolist()
         found[f"probability_{name}"] = _short(p[:, k])
     return found
 

@@ -17,6 +17,7 @@ _TASKS = {
     "sequence": "text-classification",
     "token": "token-classification",
     "image": "image-classification",
+    "segment": "image-segmentation",
 }
 _AUTO = {
     "sequence": "AutoModelForSequenceClassification",
@@ -177,6 +178,8 @@ def _loading(kind: str) -> str:
     auto = _AUTO.get(kind, "AutoModel")
     if kind == "image":
         return _LOADING_IMAGES
+    if kind == "segment":  # transformers reads the trunk; the decoder is sftjax's own
+        return _LOADING_OURS
     embedding = '  # or head="mean"' if kind in BARE else ""
     return f"""```python
 from transformers import AutoTokenizer, {auto}
@@ -192,20 +195,21 @@ tokenizer = load_tokenizer(FOLDER)
 ```"""
 
 
-_LOADING_IMAGES = """```python
-from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-model = AutoModelForImageClassification.from_pretrained(FOLDER)
-processor = AutoImageProcessor.from_pretrained(FOLDER)
-```
-
-```python
+_LOADING_OURS = """```python
 from sftjax.data import processor_of
 from sftjax.hub import load
 
 model, params, report = load(FOLDER)
 processor = processor_of(FOLDER)
 ```"""
+_LOADING_IMAGES = f"""```python
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained(FOLDER)
+processor = AutoImageProcessor.from_pretrained(FOLDER)
+```
+
+{_LOADING_OURS}"""
 """Some families (VGG, EfficientNet lite) are known to sftjax alone."""
 
 

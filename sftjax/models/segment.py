@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from sftjax.models.convolution import conv
+
 WIDTH = 64
 """Channels of the decoder."""
 
@@ -28,13 +30,20 @@ class Decoder(nn.Module):
         """Return (B, H, W, L) float32 logits from maps (B, h, w, C), the largest first."""
         largest = max((m.shape[1:3] for m in maps), key=lambda shape: shape[0] * shape[1])
         laterals = [
-            _resize(nn.Conv(WIDTH, (1, 1), dtype=self.dtype, name=f"lateral_{level}_")(x), largest)
+            _resize(self._conv(WIDTH, 1, f"lateral_{level}_")(x), largest)
             for level, x in enumerate(maps)
         ]
         total = functools.reduce(jnp.add, laterals)
-        x = nn.Conv(WIDTH, (3, 3), dtype=self.dtype, name="smooth")(nn.relu(total))
-        x = nn.Conv(self.classes, (1, 1), dtype=jnp.float32, name="classifier")(nn.relu(x))
+        x = self._conv(WIDTH, 3, "smooth")(nn.relu(total))
+        x = self._conv(self.classes, 1, "classifier", jnp.float32)(nn.relu(x))
         return _resize(x.astype(jnp.float32), size)
+
+    def _conv(
+        self, features: int, window: int, name: str, dtype: DTypeLike | None = None
+    ) -> nn.Conv:
+        start = nn.initializers.lecun_normal()
+        dtype = self.dtype if dtype is None else dtype
+        return conv(features, window, 1, "SAME", dtype, name, bias=True, init=start)
 
 
 def _resize(x: Array, size: tuple[int, ...]) -> Array:

@@ -8,6 +8,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from sftjax.core import Aux, Batch, Loss, Objective, PyTree
+from sftjax.objectives.imbalance import binary_focal_loss
 from sftjax.objectives.losses import (
     IGNORE,
     binary_cross_entropy,
@@ -57,8 +58,16 @@ def classification(
     return objective
 
 
-def multi_label(apply: Apply, *, dropout: bool = False, pos_weight: ArrayLike = 1.0) -> Objective:
+def multi_label(
+    apply: Apply, *, dropout: bool = False, pos_weight: ArrayLike = 1.0, gamma: float = 0.0
+) -> Objective:
     """K yes/no labels per row: `binary_cross_entropy` of `batch["labels"]` (B, K).
+
+    Args:
+      apply: `(params, batch, key) -> logits (B, K)`.
+      dropout: whether `apply` is given the step's key.
+      pos_weight: as in `binary_cross_entropy`.
+      gamma: above 0 the loss is `binary_focal_loss` with it, and positives weigh like negatives.
 
     >>> objective = multi_label(lambda params, batch, key: batch["x"] @ params)
     >>> batch = {"x": jnp.eye(2), "labels": jnp.eye(2)}
@@ -74,7 +83,10 @@ def multi_label(apply: Apply, *, dropout: bool = False, pos_weight: ArrayLike = 
             batch.get("valid"),
         )
         exact = jnp.all((logits > 0) == (labels > 0.5), -1)
-        loss = binary_cross_entropy(logits, labels, valid, pos_weight=pos_weight)
+        if gamma:
+            loss = binary_focal_loss(logits, labels, valid, gamma=gamma)
+        else:
+            loss = binary_cross_entropy(logits, labels, valid, pos_weight=pos_weight)
         return loss, Aux({"subset_accuracy": _share(exact, valid)})
 
     return objective

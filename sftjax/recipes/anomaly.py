@@ -25,15 +25,21 @@ from sftjax.evaluate import (
     table_markdown,
     with_intervals,
 )
-from sftjax.hub import write_tensor_file
 from sftjax.models import Head
 from sftjax.recipes.anomaly_job import Anomaly
-from sftjax.recipes.anomaly_rows import Kinds, kinds_of, normal_and_others, normal_classes
+from sftjax.recipes.anomaly_rows import (
+    Kinds,
+    kinds_of,
+    normal_and_others,
+    normal_classes,
+    with_classes_left_out,
+)
 from sftjax.recipes.detectors import OF_LOGITS, Detector, Seen, Viewer, fit_detector, middle
 from sftjax.recipes.image_models import LoadedImages, load_images_model
 from sftjax.recipes.picture_rows import PictureRows, tell_of_pictures
 from sftjax.recipes.progress import say
 from sftjax.recipes.run_folder import write_json, write_text
+from sftjax.recipes.saved_detectors import save_detectors
 from sftjax.recipes.streams import in_order
 from sftjax.train import claim
 
@@ -60,6 +66,11 @@ def anomaly(job: Anomaly, tell: Callable[[str], None] = say) -> Strange:
             f"--false-alarms {job.false_alarms:g} and --coreset {job.coreset:g} are shares between "
             "0 and 1"
         )
+    if job.pictures.task != "single-label":
+        raise ValueError(
+            f"--task {job.pictures.task}: what is normal is a class of its own here; leave it out"
+        )
+    job = with_classes_left_out(job)
     tables, group = normal_and_others(job, tell)
     head = None if set(job.methods) & set(OF_LOGITS) else Head("features")
     loaded = load_images_model(job.model, head, size=job.image_size)
@@ -219,14 +230,7 @@ def _write(
     drawn: list[tuple[str, str]],
 ) -> None:
     folder, test = job.output_dir, rows["test"]
-    tensors = {
-        f"{name}/{field}": np.asarray(value)
-        for name, detector in detectors.items()
-        if hasattr(detector.state, "_asdict")
-        for field, value in detector.state._asdict().items()
-    }
-    if tensors:
-        write_tensor_file(folder / "detectors.safetensors", tensors)
+    save_detectors(job, detectors, cuts, stages, loaded.processor)
     write_json(folder / "metrics.json", {"test": found, "thresholds": cuts, "stages": list(stages)})
     names = [""] * test.size
     for kind, mask in kinds.items():

@@ -23,6 +23,8 @@ class Anomaly:
     """The run's folder: detectors, scores, report, plots."""
     normal: tuple[str, ...] = ()
     """Classes that are normal; without any, all pictures of --data are."""
+    leave_out: tuple[str, ...] = ()
+    """Or: classes that are not normal, all others being so (leave a class out)."""
     test_data: str | None = None
     """Pictures to score; else the source's test split, else what was held out, and all others."""
     pictures: PictureColumns = dataclasses.field(default_factory=PictureColumns)

@@ -1,5 +1,6 @@
 """The rows of a search for anomalies: to fit on, to set thresholds on, to test."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -73,6 +74,35 @@ def normal_and_others(
     for name, table in tables.items():
         tell(f"{name}: {len(table):,} pictures, {table.name}")
     return tables, group
+
+
+def with_classes_left_out(job: Anomaly) -> Anomaly:
+    """Return the job with `normal` said, where it says what is not (`leave_out`).
+
+    Raises:
+      ValueError: if both are given, or a class is not there, or none is left.
+    """
+    if not job.leave_out:
+        return job
+    if job.normal:
+        raise ValueError(
+            "--normal names the normal classes and --leave-out those that are not; give one of them"
+        )
+    columns = job.pictures
+    found = image_splits(job.data, split_column=columns.split)
+    table = read_images(
+        job.data, "train" if found else None, image=columns.image, split_column=columns.split
+    )
+    names = table.label_names.get(columns.label, ())
+    present = sorted({_word(value, names) for value in table[columns.label]})
+    unknown = [name for name in job.leave_out if name not in present]
+    normal = tuple(name for name in present if name not in job.leave_out)
+    if unknown or not normal:
+        raise ValueError(
+            f"--leave-out {' '.join(job.leave_out)}: {table.name} has the classes "
+            f"{', '.join(present)}; leave out some of them, not all"
+        )
+    return dataclasses.replace(job, normal=normal)
 
 
 def _few(table: Table, most: int, seed: int) -> Table:

@@ -10,6 +10,9 @@ from jax import Array
 
 from sftjax.core import Batch, PyTree
 from sftjax.evaluate import (
+    Gaussians,
+    MemoryBank,
+    Neighbours,
     energy_score,
     fit_gaussians,
     fit_memory_bank,
@@ -137,9 +140,7 @@ def fit_detector(
                 f"--neighbours {neighbours}: there are {len(seen.features)} normal pictures to be "
                 "near to; ask for fewer"
             )
-        known = fit_neighbours(seen.features)
-        score = jax.jit(lambda x: knn_score(known, x, neighbours))
-        return Detector(lambda new: _in_blocks(score, new.features), known)
+        return detector_of(method, fit_neighbours(seen.features), neighbours)
     if method in ("mahalanobis", "relative-mahalanobis"):
         if method.startswith("relative") and len(np.unique(labels)) < 2:
             raise ValueError(
@@ -150,16 +151,42 @@ def fit_detector(
         rows, width = seen.features.shape
         shrinkage = float(np.clip(width / (10 * rows), 1e-3, 0.5))
         fitted = fit_gaussians(seen.features, labels, shrinkage=shrinkage)
-        of = mahalanobis_score if method == "mahalanobis" else relative_mahalanobis_score
-        gauge = jax.jit(lambda x: of(fitted, x))
-        return Detector(lambda new: _in_blocks(gauge, new.features), fitted)
+        return detector_of(method, fitted, neighbours)
     if method == "patchcore":
-        bank = fit_memory_bank(seen.patches, coreset, seed=seed)
-        rate = jax.jit(lambda x: picture_scores(bank, x))
-        where = jax.jit(lambda x: patch_distances(bank, x))
+        return detector_of(method, fit_memory_bank(seen.patches, coreset, seed=seed), neighbours)
+    return detector_of(method, {}, neighbours)
+
+
+STATES: dict[str, Any] = {
+    "knn": Neighbours,
+    "mahalanobis": Gaussians,
+    "relative-mahalanobis": Gaussians,
+    "patchcore": MemoryBank,
+}
+"""Method -> what it keeps of normal rows; those of logits keep nothing."""
+
+
+def detector_of(method: str, state: Any, neighbours: int) -> Detector:
+    """Return the detector of a method that was fitted, here or in another run.
+
+    Args:
+      method: see `anomaly_job.Detector`.
+      state: of the method's kind in `STATES`.
+      neighbours: of knn.
+    """
+    if method == "knn":
+        score = jax.jit(lambda x: knn_score(state, x, neighbours))
+        return Detector(lambda new: _in_blocks(score, new.features), state)
+    if method in ("mahalanobis", "relative-mahalanobis"):
+        of = mahalanobis_score if method == "mahalanobis" else relative_mahalanobis_score
+        gauge = jax.jit(lambda x: of(state, x))
+        return Detector(lambda new: _in_blocks(gauge, new.features), state)
+    if method == "patchcore":
+        rate = jax.jit(lambda x: picture_scores(state, x))
+        where = jax.jit(lambda x: patch_distances(state, x))
         return Detector(
             lambda new: _in_blocks(rate, new.patches),
-            bank,
+            state,
             lambda new: _in_blocks(where, new.patches),
         )
     ask = energy_score if method == "energy" else msp_score

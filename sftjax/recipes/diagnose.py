@@ -19,6 +19,7 @@ from sftjax.evaluate import Interval, overlays, predict, reliability, roc_curves
 from sftjax.hub import Data
 from sftjax.objectives import effective_number_weights
 from sftjax.recipes.diagnose_job import Diagnose
+from sftjax.recipes.diagnose_labels import DiagnosedLabels, diagnose_labels
 from sftjax.recipes.diagnose_report import WARNING, card_notes, report_of
 from sftjax.recipes.images import confusion_and_mistakes
 from sftjax.recipes.judging import Judge, fit_judge, save_judge
@@ -54,7 +55,9 @@ class Diagnosed(NamedTuple):
         return self.measured.metrics
 
 
-def diagnose(job: Diagnose, tell: Callable[[str], None] = say) -> Diagnosed | Swept:
+def diagnose(
+    job: Diagnose, tell: Callable[[str], None] = say
+) -> Diagnosed | DiagnosedLabels | Swept:
     """Run the recipe; everything that could be wrong with the input is refused before compilation.
 
     Args:
@@ -84,6 +87,8 @@ def diagnose(job: Diagnose, tell: Callable[[str], None] = say) -> Diagnosed | Sw
             "alone (--group none)"
         )
     wanted = _wanted(job, ready)
+    if job.pictures.task == "multi-label" and not job.sweep:
+        return diagnose_labels(job, ready, wanted, tell)
     for column in job.subgroups:
         ready.parts["test"].table[column]  # refused now, not after the training
     if job.sweep:
@@ -117,7 +122,8 @@ def _wanted(job: Diagnose, ready: PreparedImages) -> tuple[str, ...]:
         raise ValueError(
             f"--positive {' '.join(unknown)}: no class has this name; there are: {', '.join(names)}"
         )
-    return job.positive or (names if len(names) > 2 else names[1:])
+    several = job.pictures.task == "multi-label"
+    return job.positive or (names if several or len(names) > 2 else names[1:])
 
 
 def _prior(job: Diagnose, ready: PreparedImages) -> np.ndarray:

@@ -37,6 +37,7 @@ def load_images_model(
     dtype: DTypeLike | None = None,
     scratch: bool = False,
     quantize: str | None = None,
+    whole: bool = False,
 ) -> LoadedImages:
     """Load a checkpoint of a model of images; its report holds the processor that is used.
 
@@ -48,6 +49,7 @@ def load_images_model(
       dtype: what the model computes in.
       scratch: draw every leaf; the report then calls all of them new.
       quantize: as in `hub.load`.
+      whole: resize the whole picture instead of its middle, so that a mask fits back onto it.
 
     Raises:
       ValueError: if the checkpoint is no model of images, or says nothing of how pictures are
@@ -84,6 +86,8 @@ def load_images_model(
         assert isinstance(model, ImageModel)
     if size:
         processor = processor.at(size)
+    if whole:
+        processor = processor._replace(resize=processor.size, shortest=None, crop=None)
     if scratch:
         params = jax.jit(model.init)(jax.random.key(0) if key is None else key)
         still = statistics_of(params)

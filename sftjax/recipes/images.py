@@ -24,6 +24,7 @@ from sftjax.evaluate import (
     write_predictions,
 )
 from sftjax.recipes.images_job import TuneImages
+from sftjax.recipes.many_labels import beside_labels, label_tables, write_label_pictures
 from sftjax.recipes.one_run import (
     Ran,
     carry_out,
@@ -39,6 +40,8 @@ from sftjax.recipes.progress import say
 from sftjax.recipes.run_folder import write_text
 from sftjax.recipes.sweep import Swept, runs_of, sweep
 from sftjax.recipes.training import Tuned
+
+SEVERAL = "multi_label_classification"
 
 
 class Tuning(NamedTuple):
@@ -79,6 +82,8 @@ def images(job: TuneImages, tell: Callable[[str], None] = say) -> Tuning | Swept
 def beside(outputs: np.ndarray, rows: PictureRows) -> dict[str, Interval | float]:
     """Return the metrics of pictures beside the usual ones of classes."""
     assert rows.labels is not None
+    if rows.labels.problem_type == SEVERAL:
+        return beside_labels(outputs, rows)
     found = with_intervals(
         {"auprc": average_precision_one_vs_rest, "ece_equal_mass": ece_equal_mass},
         softmax(outputs),
@@ -92,7 +97,14 @@ def _write(ready: PreparedImages, ran: Ran) -> None:
     job, folder, rows = ready.job, ready.job.output_dir, ready.parts["evaluation"]
     adapted = write_model(job, ready.run, ran)
     write_numbers(folder, ran, corrupt=corrupt_of(ready))
-    wrong = write_pictures(folder, ran.outputs, rows) > 1
+    several = job.pictures.task == "multi-label"
+    if several:
+        write_label_pictures(folder, ran.outputs, rows)
+        tables = label_tables(ran.outputs, rows)
+    else:
+        wrong = write_pictures(folder, ran.outputs, rows) > 1
+        tables = class_tables(ran.outputs, rows, wrong)
+        tables.append("![reliability](plots/reliability.png)")
     text = [
         *opening(job, ran),
         *about(ready),
@@ -101,8 +113,7 @@ def _write(ready: PreparedImages, ran: Ran) -> None:
             [{"metric": name, "value": value} for name, value in ran.metrics.items()],
             ["metric", "value"],
         ),
-        *class_tables(ran.outputs, rows, wrong),
-        "![reliability](plots/reliability.png)",
+        *tables,
         *closing(ran, adapted),
     ]
     write_text(folder / "report.md", "\n\n".join(text) + "\n")

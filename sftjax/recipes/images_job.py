@@ -18,6 +18,9 @@ class PictureColumns:
     """Column of a manifest that holds paths; else the first of image, path, file, filename."""
     label: str = "label"
     """Column of labels; a folder of classes has it."""
+    task: Literal["single-label", "multi-label"] = "single-label"
+    """One class a picture; or any number of labels, in lists or as text such as a|b (empty is
+    none)."""
     group: str | None = None
     """Column of what must not cross splits (a patient, a photograph); else `group` if there is one;
     `none` says that each picture stands alone."""

@@ -22,6 +22,7 @@ from sftjax.evaluate import (
     fit_vector,
     softmax,
 )
+from sftjax.recipes.label_judge import SEVERAL, LabelJudge, label_facts, label_judge_of
 from sftjax.recipes.run_folder import write_json
 
 FILE = "judgement.json"
@@ -136,12 +137,19 @@ def save_judge(folder: pathlib.Path, judge: Judge) -> None:
     write_json(folder / FILE, facts)
 
 
-def load_judge(folder: str | pathlib.Path) -> Judge | None:
-    """Read what `save_judge` wrote; None if there is none."""
+def save_label_judge(folder: pathlib.Path, judge: LabelJudge) -> None:
+    """Write a judge of labels beside the weights; `load_judge` reads it."""
+    write_json(folder / FILE, label_facts(judge))
+
+
+def load_judge(folder: str | pathlib.Path) -> Judge | LabelJudge | None:
+    """Read what `save_judge` or `save_label_judge` wrote; None if there is none."""
     path = pathlib.Path(folder) / FILE
     if not path.is_file():
         return None
     facts = json.loads(path.read_text("utf8"))
+    if facts.get("problem_type") == SEVERAL:
+        return label_judge_of(facts)
     thresholds = {name: Threshold(**each) for name, each in facts["thresholds"].items()}
     conformal = facts["conformal"]
     if conformal is not None:

@@ -18,13 +18,14 @@ from sftjax.recipes.keeping import Keeper
 from sftjax.recipes.prepare import Classify, Prepared
 from sftjax.recipes.run_folder import named, write_json
 from sftjax.recipes.scoring import Run, Scorer
+from sftjax.recipes.segment_job import Segment
 from sftjax.recipes.streams import Batched, Stream, in_order, shuffled
 from sftjax.recipes.training import Tuned
 from sftjax.recipes.watching import faults_told
 from sftjax.recipes.weights_folder import write_weights
 from sftjax.recipes.worn import Worn, told_of, wear
 
-Job = Classify | TuneImages
+Job = Classify | TuneImages | Segment
 
 
 class Ran(NamedTuple):
@@ -61,7 +62,7 @@ def carry_out(
         tell(text)
     logits = worn.beside(model.apply)
     compiled = jax.jit(lambda params, batch: logits(params, batch, None))
-    scorer = Scorer(
+    scorer = (run.scorer or Scorer)(
         compiled,
         run.evaluation,
         run.task,

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from sftjax.data import (
     hold_out,
     image_splits,
     load_images,
+    multi_label,
     read_images,
     refuse_leaks,
     split_table,
@@ -25,6 +26,8 @@ from sftjax.data import (
 from sftjax.data.holdout import permutation
 from sftjax.recipes.images_job import PictureColumns, TuneImages
 
+SEPARATOR = "|"
+"""Between the labels of a picture that has several."""
 ALONE = "none"
 """In place of a group column: each picture stands alone."""
 
@@ -56,9 +59,12 @@ class PictureRows:
 
     @property
     def counts(self) -> np.ndarray:
-        """(C,) how many pictures each class has."""
+        """(C,) how many pictures each class, or label, has."""
         assert self.labels is not None
-        return np.bincount(np.asarray(self.labels.values), minlength=len(self.labels.names))
+        values = np.asarray(self.labels.values)
+        if values.ndim == 2:
+            return values.sum(0).astype(np.int64)
+        return np.bincount(values, minlength=len(self.labels.names))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -106,6 +112,33 @@ def group_of(table: Table, columns: PictureColumns) -> str | None:
         table[columns.group]  # refused if it is not there
         return columns.group
     return "group" if "group" in table.columns else None
+
+
+def picture_labels(
+    table: Table, columns: PictureColumns, names: Sequence[str] | None = None, *, least: int = 2
+) -> Labels:
+    """Return one class a picture, or any number of labels, as the columns say.
+
+    >>> several = PictureColumns(task="multi-label")
+    >>> picture_labels(Table({"label": ["a|b", "", "b"]}, "three"), several).values.tolist()
+    [[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]]
+    """
+    if columns.task == "single-label":
+        return classes(table, columns.label, names, least=least)
+    return multi_label(table, columns.label, names, separator=SEPARATOR)
+
+
+def labels_of_row(value: Any, columns: PictureColumns) -> list[str]:
+    """Return the names in one cell of labels.
+
+    >>> labels_of_row("a|b", PictureColumns(task="multi-label"))
+    ['a', 'b']
+    """
+    if columns.task == "single-label":
+        return [str(value)]
+    if isinstance(value, str):
+        return [name.strip() for name in value.split(SEPARATOR) if name.strip()]
+    return [str(name) for name in np.atleast_1d(value)]
 
 
 def read_parts(
@@ -157,6 +190,11 @@ def read_parts(
         shares = {name: share / total for name, share in shares.items()}
         tables |= split_table(first, shares, seed, stratify=columns.label, group=group)
     tables = {name: tables[name] for name in parts}
+    if job.rows_per_class and columns.task == "multi-label":
+        raise ValueError(
+            "--rows-per-class draws pictures of one class each, and with --task multi-label a "
+            "picture has several; leave one of the two out"
+        )
     if job.rows_per_class:
         tables["train"] = drawn(tables["train"], columns.label, job.rows_per_class, seed)
     if job.eval_rows and len(tables[last]) > job.eval_rows:
@@ -222,7 +260,7 @@ def load_parts(
     rows = {
         name: PictureRows(
             part,
-            classes(part.table, job.pictures.label, labels.names, least=1),
+            picture_labels(part.table, job.pictures, labels.names, least=1),
             group,
         )
         for name, part in images.items()
@@ -258,10 +296,10 @@ def tell_of_pictures(
 
 def _enough(table: Table, columns: PictureColumns, group: str | None, parts: int) -> None:
     """Refuse a class that cannot be both learned and measured."""
-    labels = [str(value) for value in table[columns.label]]
+    labels = [labels_of_row(value, columns) for value in table[columns.label]]
     units: Any = range(len(table)) if group is None else table[group]
-    for name in dict.fromkeys(labels):
-        rows = [row for row, label in enumerate(labels) if label == name]
+    for name in dict.fromkeys(label for row in labels for label in row):
+        rows = [row for row, own in enumerate(labels) if name in own]
         have = len({str(units[row]) for row in rows})
         if have < max(parts, 2):
             what = "picture" if group is None else group

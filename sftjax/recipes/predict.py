@@ -16,12 +16,15 @@ from sftjax.recipes.adapter_folder import is_adapter, load_adapted
 from sftjax.recipes.predict_job import Predict
 from sftjax.recipes.predict_pictures import predict_pictures, reads_pictures
 from sftjax.recipes.progress import say
+from sftjax.recipes.saved_detectors import has_detectors, predict_strange
 from sftjax.recipes.text_models import load_encoder
 from sftjax.recipes.text_rows import Columns, encode_rows
 
 
 def predict_rows(job: Predict, tell: Callable[[str], None] = say) -> np.ndarray:
     """Predict texts or pictures, whichever the model reads; see `predict_text`."""
+    if has_detectors(job.model):
+        return predict_strange(job, tell)
     run = predict_pictures if reads_pictures(job.model) else predict_text
     return run(job, tell)
 

@@ -21,7 +21,8 @@ class Predict:
     pair: str | None = None
     """The file's column of second texts."""
     output: pathlib.Path | None = None
-    """Write to this .csv or .jsonl file instead of the screen."""
+    """Write to this .csv or .jsonl file instead of the screen; of a model of masks, the folder of
+    their PNG files (masks)."""
     base: str | None = None
     """Where the adapter's base is, if it is not where it was."""
     batch_size: int = 64

@@ -19,10 +19,13 @@ from sftjax.models.image_model import IMAGE_FAMILIES
 from sftjax.recipes.adapter_folder import head_of, is_adapter, load_adapted
 from sftjax.recipes.image_models import load_images_model
 from sftjax.recipes.judging import Judge, load_judge
+from sftjax.recipes.label_judge import SEVERAL, LabelJudge
 from sftjax.recipes.named_models import folder_of
 from sftjax.recipes.picture_parts import normalizing
 from sftjax.recipes.picture_rows import PictureRows
 from sftjax.recipes.predict_job import Predict
+from sftjax.recipes.predict_labels import tell_labels
+from sftjax.recipes.predict_masks import predict_masks
 from sftjax.recipes.progress import say
 from sftjax.recipes.streams import in_order
 
@@ -31,7 +34,7 @@ def reads_pictures(name: str) -> bool:
     """Tell whether a model, or an adapter's base, reads pictures."""
     if is_adapter(name):
         head = head_of(name)
-        return head is not None and head.kind == "image"
+        return head is not None and head.kind in ("image", "segment")
     folder = folder_of(name)
     if pathlib.Path(folder).is_file():
         return True  # a bare file of weights: only models of images are read from such
@@ -45,7 +48,7 @@ def predict_pictures(job: Predict, tell: Callable[[str], None] = say) -> np.ndar
     """Predict, and print or write what came out.
 
     Returns:
-      (N, C) logits.
+      (N, C) logits; or (N, H, W) classes of pixels, at the size that the model sees.
 
     Raises:
       ValueError: if there are no pictures, one cannot be read, or the model has no classes.
@@ -58,6 +61,8 @@ def predict_pictures(job: Predict, tell: Callable[[str], None] = say) -> np.ndar
     else:
         model, params, report, processor = load_images_model(job.model)
         apply = model.apply
+    if model.head.kind == "segment":
+        return predict_masks(job, model, apply, params, processor, tell)
     if model.head.kind != "image":
         raise ValueError(f"{job.model} has a {model.head.kind} head; predict needs one of classes")
     images = load_images(pictures_at(job.data), processor)
@@ -67,6 +72,11 @@ def predict_pictures(job: Predict, tell: Callable[[str], None] = say) -> np.ndar
     logits = predict(run, params, in_order(rows, job.batch_size), rows.size)
     judge, names = load_judge(job.model), model.head.labels
     files = [name_of(reference) for reference in images.table["image"]]
+    if model.head.problem_type == SEVERAL:
+        assert not isinstance(judge, Judge)
+        tell_labels(job, logits, files, names, judge, tell)
+        return logits
+    assert not isinstance(judge, LabelJudge)
     if judge is None:
         p = softmax(logits)
     else:

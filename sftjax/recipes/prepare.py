@@ -90,6 +90,8 @@ class Prepared(NamedTuple):
     """Column of the reference rows that says which belong together."""
     redrawn: bool = False
     """Whether inputs change at random in the step, so that no prefix of theirs can be kept."""
+    scorer: Callable[..., Any] | None = None
+    """What measures, where it is no `scoring.Scorer` of the task; takes and gives the same."""
 
     @property
     def new(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from sftjax.core import Objective
-from sftjax.data import augmentation, classes, hold_out
+from sftjax.data import augmentation, hold_out
 from sftjax.models import Head
 from sftjax.objectives import (
     Apply,
@@ -22,16 +22,20 @@ from sftjax.objectives import (
 )
 from sftjax.recipes.image_models import LoadedImages, load_images_model
 from sftjax.recipes.images_job import TuneImages
+from sftjax.recipes.many_labels import objective_of_labels
 from sftjax.recipes.methods import METHODS, parse
 from sftjax.recipes.picture_parts import picture_parts
-from sftjax.recipes.picture_rows import PictureRows, group_of, load_parts, read_parts
+from sftjax.recipes.picture_rows import (
+    PictureRows,
+    group_of,
+    load_parts,
+    picture_labels,
+    read_parts,
+)
 from sftjax.recipes.prepare import Prepared, quantized
 
 REFERENCE = 1000
 """At most so many pictures measure what the features keep."""
-
-TASK = "single-label"
-"""The task of pictures of classes, in the words of `classify`."""
 
 
 class PreparedImages(NamedTuple):
@@ -72,7 +76,7 @@ def prepare_images(
     shares = shares or {"train": 1 - fraction, "evaluation": fraction}
     tables = read_parts(job, shares, tell)
     names = list(job.pictures.labels) or None
-    labels = classes(tables["train"], job.pictures.label, names)
+    labels = picture_labels(tables["train"], job.pictures, names)
     if METHODS[parse(job.training.anchor)[0]].holds_out:
         group = group_of(tables["train"], job.pictures)
         tables["train"], tables["held_out"] = hold_out(
@@ -80,7 +84,7 @@ def prepare_images(
         )
     loaded = load_images_model(
         job.model,
-        Head("image", labels.names),
+        Head("image", labels.names, labels.problem_type),
         size=job.image_size,
         key=jax.random.key(seed),
         dtype=jnp.bfloat16 if job.training.bf16 else None,
@@ -109,7 +113,7 @@ def prepare_images(
         rows[chosen_on],
         rows[chosen_on].first(REFERENCE),
         make,
-        TASK,
+        job.pictures.task,
         _facts(job, loaded, rows),
         redrawn=bool(job.augment),
     )
@@ -130,6 +134,11 @@ def filled_in(job: TuneImages) -> TuneImages:
         )
     if job.imbalance != "none" and job.label_smoothing_factor and job.imbalance == "focal":
         raise ValueError("--imbalance focal takes no --label-smoothing-factor; leave one out")
+    if job.pictures.task == "multi-label" and job.label_smoothing_factor:
+        raise ValueError(
+            "--label-smoothing-factor spreads the target over classes of which one is true; with "
+            "--task multi-label leave it out"
+        )
     if not job.scratch:
         return job
     for name in ("adapter", "phases", "anchor"):
@@ -152,6 +161,8 @@ def objective_of_images(
     augment = augmentation(job.augment, loaded.processor, len(names)) if job.augment else None
 
     def plain(apply: Apply) -> Objective:
+        if job.pictures.task == "multi-label":
+            return objective_of_labels(job, train.size, counts)(apply)
         if job.imbalance == "logit-adjusted":
             loss = functools.partial(logit_adjusted, counts=counts, label_smoothing=smoothing)
             return labelled(apply, loss, dropout=dropout)

@@ -255,6 +255,10 @@ INSIDE = {
     "flan-t5-titles": "model.safetensors",
     "efficientnet-lite0": "*.pth",
     "dinov2-small": "*.onnx",
+    "mni152-slices": "masks/*.png",
+    "mni152-patches": "left/*.png",
+    "chest-xrays-16": "manifest.csv",
+    "brain-mris-17": "manifest.csv",
 }
 
 

@@ -69,6 +69,14 @@ def test_every_fact_is_in_the_text():
         assert fact in text
 
 
+def test_a_model_of_masks_is_not_promised_to_transformers():
+    config = {**CONFIG, "model_type": "resnet", "architectures": ["ResNetForSemanticSegmentation"]}
+    text = render(CARD, config)
+    assert front_matter(text)["pipeline_tag"] == "image-segmentation"
+    assert "from transformers" not in text
+    assert "model, params, report = load(FOLDER)" in text
+
+
 def test_an_empty_card_claims_nothing():
     text = render(card_of(None), {"model_type": "bert", "architectures": ["BertModel"]})
     assert front_matter(text).keys() == {"library_name", "tags"}

@@ -19,7 +19,7 @@ from sftjax.models import (
     statistics_policy,
     take_statistics,
 )
-from sftjax.models.convolution import _by_lax, _by_shifts, _pads, depthwise
+from sftjax.models.convolution import _by_lax, _by_shifts, _pads, convolve, depthwise
 from sftjax.select import describe, frozen_below, layerwise, select, stacks
 from sftjax.train.step import init, make_step
 
@@ -139,7 +139,7 @@ def test_bad_images_are_told():
 def test_both_ways_of_a_depthwise_convolution_give_the_same(window, stride, padding):
     x = jax.random.normal(jax.random.key(0), (2, 9, 10, 6))
     kernel = jax.random.normal(jax.random.key(1), (window, window, 1, 6))
-    pads = _pads(x.shape[1:3], (window, window), stride, padding)
+    pads = _pads(x.shape[1:3], (window, window), (stride, stride), padding)
 
     def loss(way, x, kernel):
         return jnp.sum(jnp.sin(way(x, kernel, stride, pads)))
@@ -157,6 +157,46 @@ def test_the_cpu_runs_no_grouped_convolution_and_others_do():
     assert " convolution(" not in run.lower(x, kernel).compile().as_text()
     lowered = export.export(run, platforms=["tpu"])(x, kernel).mlir_module()
     assert "feature_group_count = 4" in lowered
+
+
+@pytest.mark.parametrize(
+    ("side", "width", "window", "strides", "padding", "short"),
+    [
+        ((5, 6), 8, 1, (1, 1), "SAME", True),
+        ((5, 6), 8, 1, (2, 3), "VALID", True),
+        ((3, 2), 64, 3, (1, 1), "SAME", True),
+        ((4, 5), 64, 3, (2, 2), ((1, 1), (0, 1)), True),
+        ((5, 6), 8, 3, (1, 1), "SAME", False),  # a large map is the library's
+        ((5, 6), 8, 1, (1, 1), ((1, 1), (1, 1)), False),
+    ],
+)
+def test_short_ways_of_a_convolution_give_the_same(side, width, window, strides, padding, short):
+    x = jax.random.normal(jax.random.key(0), (2, *side, width))
+    kernel = jax.random.normal(jax.random.key(1), (window, window, width, 7)) / width
+
+    def plain(x, kernel, strides, padding):
+        dims = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dims)
+
+    def value(way, x, kernel):
+        y = way(x, kernel, strides, padding)
+        return jnp.sum(jnp.sin(y)), y
+
+    runs = [
+        jax.jit(jax.value_and_grad(partial(value, way), argnums=(0, 1), has_aux=True))
+        for way in (convolve, plain)
+    ]
+    one, other = (run(x, kernel) for run in runs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
+    assert (" convolution(" not in runs[0].lower(x, kernel).compile().as_text()) == short
+    lowered = export.export(runs[0], platforms=["tpu"])(x, kernel).mlir_module()
+    assert "stablehlo.convolution" in lowered  # as other machines have it
+    half = jax.eval_shape(
+        lambda x, kernel: convolve(x, kernel, strides, padding),
+        x.astype(jnp.bfloat16),
+        kernel.astype(jnp.bfloat16),
+    )
+    assert half.dtype == jnp.bfloat16
 
 
 def objective(model):

@@ -9,8 +9,11 @@ import pytest
 from sftjax.hub import TensorFile
 from sftjax.recipes.anomaly import anomaly, threshold_of
 from sftjax.recipes.anomaly_job import Anomaly
+from sftjax.recipes.anomaly_rows import with_classes_left_out
 from sftjax.recipes.detectors import Seen, fit_detector, middle
 from sftjax.recipes.images_job import PictureColumns
+from sftjax.recipes.predict import predict_rows
+from sftjax.recipes.predict_job import Predict
 
 
 def read(path):
@@ -44,6 +47,31 @@ def test_another_colour_is_strange(finished):
         assert (folder / name).stat().st_size > 0, name
     assert "nothing was trained" in (folder / "report.md").read_text()
     assert "patchcore/patches" in TensorFile(folder / "detectors.safetensors")
+
+
+def test_a_saved_run_scores_new_pictures_as_it_scored_its_own(finished, cells, tmp_path):
+    folder, result, _ = finished
+    out = tmp_path / "scores.csv"
+    scores = predict_rows(Predict(str(folder), data=str(cells), output=out), lambda text: None)
+    place = {int(row["row"]): n for n, row in enumerate(read(folder / "scores.csv"))}
+    for column, (name, own) in enumerate(result.scores.items()):
+        mine = [scores[row - 1, column] for row in place]
+        np.testing.assert_allclose(mine, own[list(place.values())], rtol=1e-4, atol=1e-4)
+        marked = [name in row["strange by"].split(", ") for row in read(out)]
+        assert marked == (scores[:, column] > result.thresholds[name]).tolist()
+    assert (tmp_path / "heat-patchcore.png").is_file()
+    (tmp_path / "detectors.json").write_text((folder / "detectors.json").read_text())
+    with pytest.raises(ValueError, match=r"no detectors.safetensors; run sftjax anomaly again"):
+        predict_rows(Predict(str(tmp_path), data=str(cells)), lambda text: None)
+
+
+def test_a_class_is_left_out_by_its_name(tiny_resnet, cells, tmp_path):
+    left = dataclasses.replace(job(tiny_resnet, cells, tmp_path), normal=(), leave_out=("white",))
+    assert with_classes_left_out(left).normal == ("plate", "red")
+    with pytest.raises(ValueError, match=r"--leave-out blue: .* has the classes plate, red, white"):
+        with_classes_left_out(dataclasses.replace(left, leave_out=("blue",)))
+    with pytest.raises(ValueError, match="give one of them"):
+        with_classes_left_out(dataclasses.replace(left, normal=("red",)))
 
 
 def test_no_strange_picture_was_fitted_on(finished, cells):

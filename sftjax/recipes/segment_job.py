@@ -1,0 +1,80 @@
+"""What a segmentation is to do, in words that users know."""
+
+import dataclasses
+import pathlib
+from typing import ClassVar, Literal
+
+from sftjax.recipes.images_job import Statistics
+from sftjax.recipes.training import Training
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskColumns:
+    """Which columns of a manifest hold what, and what the masks' numbers mean."""
+
+    image: str | None = None
+    """Column of paths of pictures; else the first of image, path, file, filename."""
+    mask: str = "mask"
+    """Column of paths of masks."""
+    group: str | None = None
+    """Column of what must not cross splits (a patient, a volume); else `group` if there is one;
+    `none` says that each picture stands alone."""
+    split: str = "split"
+    """Column that holds the split."""
+    labels: tuple[str, ...] = ()
+    """Class names in the order of the masks' numbers, the background first; else the lines of
+    classes.txt beside the data, else named by their values."""
+    ignore: int | None = None
+    """The value of pixels that do not count."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Fine-tune a CNN or vision transformer to find a class for every pixel."""
+
+    command: ClassVar[str] = "segment"
+    keep_prefix: ClassVar[bool] = False
+    """A decoder reads maps of every height, so that there is no prefix to keep."""
+
+    model: str
+    """A folder or file of weights (Hub, torchvision, timm, augreg layouts), the name of a
+    repository on the Hub, or asset:NAME of sftjax.data (asset:efficientnet-lite0)."""
+    data: str
+    """A folder with images/ and masks/, a manifest with a column of masks (PNG of class numbers, or
+    volumes of NIfTI), or asset:mni152-slices."""
+    output_dir: pathlib.Path
+    """The run's folder: model, metrics, report, plots, checkpoints. The same command resumes it."""
+    masks: MaskColumns = dataclasses.field(default_factory=MaskColumns)
+    training: Training = dataclasses.field(default_factory=Training)
+    image_size: int = 0
+    """Height and width in pixels, to which pictures are resized whole; 0 is the checkpoint's."""
+    plane: Literal["axial", "coronal", "sagittal"] = "axial"
+    """How volumes are cut."""
+    every: int = 1
+    """Take one plane of so many."""
+    augment: tuple[str, ...] = ()
+    """Changes at random in the training step: flip, flip-vertical, colour."""
+    dice_weight: float = 1.0
+    """What the Dice loss counts beside the cross-entropy."""
+    statistics: Statistics | None = None
+    """What batch norms do where their scale and bias move; as in `sftjax images`."""
+    scratch: bool = False
+    """Start from random weights of the same architecture: the baseline."""
+    eval_data: str | None = None
+    """Where to evaluate; else the source's own validation or test split, else a held-out share."""
+    validation_fraction: float = 0.2
+    """Share of the pictures (of whole groups) held out when there is nothing else."""
+    per_device_eval_batch_size: int = 16
+    """Pictures per device in evaluation."""
+    leaks: Literal["refuse", "tell"] = "refuse"
+    """What to do where splits share a group, a file or nearly the same picture."""
+    skip_corrupt: bool = False
+    """Leave out pictures that cannot be read, and list them; else they are refused. A mask that
+    cannot be read is always refused."""
+    overlays: int = 9
+    """How many evaluation pictures are drawn with their masks."""
+
+    @property
+    def policy(self) -> Statistics:
+        """What batch norms do, with the default filled in."""
+        return self.statistics or ("adapt" if self.scratch else "frozen")
