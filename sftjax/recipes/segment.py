@@ -174,7 +174,7 @@ def _facts(job: Segment, loaded: LoadedImages, rows: Mapping[str, MaskRows]) -> 
         "weights": loaded.report.sha256,
         "parts": {name: part.fingerprint for name, part in rows.items()},
         "classes": list(loaded.model.head.labels),
-        "devices": jax.device_count(),
+        "devices": job.training.row_devices,
         **settings,
         "statistics": job.policy,
         **dataclasses.asdict(job.masks),
