@@ -29,7 +29,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-collect_ignore_glob = ["*/make_*.py"]  # scripts that write golden files, with peers of their own
+collect_ignore_glob = [
+    "*/make_*.py",  # scripts that write golden files, with peers of their own
+    "*/one_process.py",  # one of several processes that a test starts
+]
 
 
 @pytest.fixture(scope="session")

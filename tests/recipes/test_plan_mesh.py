@@ -82,7 +82,7 @@ def tuned(folder, mesh, each):
     stream = Stream(4, rows_at)
     return finetune(
         params, ["head/kernel"], parts, stream, training, evaluate=evaluate,
-        checkpoint_folder=folder,
+        folder=folder,
     )  # fmt: skip
 
 
@@ -100,5 +100,5 @@ def test_a_recipe_on_a_mesh_is_the_same_run_and_goes_on_there(tmp_path):
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
     where = flatten(meshed.fit.state.trainable)["layer/fc2/kernel"].sharding
     assert where.spec == PartitionSpec("tensor", "fsdp")
-    assert "mesh" not in Training().identity(), "a run may go on, on another mesh"
+    assert "mesh" not in Training().facts(), "a run may go on, on another mesh"
     assert Training(mesh="fsdp=4,tensor=2").row_devices == 4, "if it has as many rows"
