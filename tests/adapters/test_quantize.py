@@ -357,6 +357,8 @@ class TestLoading:
         peak, size = map(int, out.stdout.split())
         largest = max(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
         whole = nbytes(shapes)
-        # The leaf as it lies in the mapped file, turned, and worked on in chunks.
-        assert peak < size + 3 * largest
+        # The leaf as it lies in the mapped file, turned, and worked on in chunks; and the programs
+        # that are compiled for its shapes meanwhile, seen to take 0.6 MB on a busy machine.
+        programs = 4 * 2**20
+        assert peak < size + 3 * largest + programs
         assert peak < 0.5 * whole
