@@ -22,7 +22,7 @@ from sftjax.evaluate import (
     fit_vector,
     softmax,
 )
-from sftjax.recipes.label_judge import SEVERAL, LabelJudge, label_facts, label_judge_of
+from sftjax.recipes.label_judge import SEVERAL, LabelJudge, flagged, label_facts, label_judge_of
 from sftjax.recipes.run_folder import write_json
 
 FILE = "judgement.json"
@@ -49,10 +49,7 @@ class Judge(NamedTuple):
 
     def flags(self, probabilities: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
         """Return, for each class with a threshold, (N,) whether it is flagged."""
-        return {
-            name: probabilities[:, self.names.index(name)] >= threshold.value
-            for name, threshold in self.thresholds.items()
-        }
+        return flagged(self.names, self.thresholds, probabilities)
 
 
 def fit_judge(

@@ -37,16 +37,23 @@ class LabelJudge(NamedTuple):
 
     def flags(self, probabilities: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
         """Return, for each label with a threshold, (N,) whether it is flagged."""
-        return {
-            name: probabilities[:, self.names.index(name)] >= threshold.value
-            for name, threshold in self.thresholds.items()
-        }
+        return flagged(self.names, self.thresholds, probabilities)
 
     def chosen(self, probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return (N, L) which labels are given: flagged, or above 1/2 without a threshold."""
         flags = self.flags(probabilities)
         columns = [flags.get(name, probabilities[:, k] > 0.5) for k, name in enumerate(self.names)]
         return np.stack(columns, 1)
+
+
+def flagged(
+    names: tuple[str, ...], thresholds: dict[str, Threshold], probabilities: NDArray[np.float64]
+) -> dict[str, NDArray[np.bool_]]:
+    """Return, for each name with a threshold, (N,) whether its probability reaches it."""
+    return {
+        name: probabilities[:, names.index(name)] >= threshold.value
+        for name, threshold in thresholds.items()
+    }
 
 
 def fit_label_judge(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from sftjax.objectives import (
 from sftjax.recipes.image_models import LoadedImages, load_images_model
 from sftjax.recipes.images_job import TuneImages
 from sftjax.recipes.many_labels import objective_of_labels
+from sftjax.recipes.mask_rows import MaskRows
 from sftjax.recipes.methods import METHODS, parse
 from sftjax.recipes.picture_parts import picture_parts
 from sftjax.recipes.picture_rows import (
@@ -33,6 +34,9 @@ from sftjax.recipes.picture_rows import (
     read_parts,
 )
 from sftjax.recipes.prepare import Prepared, quantized
+from sftjax.recipes.segment_job import Segment
+
+J = TypeVar("J", TuneImages, Segment)
 
 REFERENCE = 1000
 """At most so many pictures measure what the features keep."""
@@ -70,9 +74,7 @@ def prepare_images(
       ValueError: for bad input, saying where it is and what to do.
     """
     job = filled_in(job)
-    seed, fraction = job.training.seed, job.validation_fraction
-    if not 0 < fraction < 1:
-        raise ValueError(f"--validation-fraction is {fraction:g}; it is a share between 0 and 1")
+    fraction, seed = fraction_of(job), job.training.seed
     shares = shares or {"train": 1 - fraction, "evaluation": fraction}
     tables = read_parts(job, shares, tell)
     names = list(job.pictures.labels) or None
@@ -82,18 +84,7 @@ def prepare_images(
         tables["train"], tables["held_out"] = hold_out(
             tables["train"], fraction, seed + 1, stratify=job.pictures.label, group=group
         )
-    loaded = load_images_model(
-        job.model,
-        Head("image", labels.names, labels.problem_type),
-        size=job.image_size,
-        key=jax.random.key(seed),
-        dtype=jnp.bfloat16 if job.training.bf16 else None,
-        scratch=job.scratch,
-        quantize=quantized(job.training),
-    )
-    tell(str(loaded.report))
-    size = " x ".join(map(str, loaded.processor.size))
-    tell(f"pictures are {size}; batch norms: --statistics {job.policy}")
+    loaded = load_for(job, Head("image", labels.names, labels.problem_type), tell)
     rows = load_parts(job, tables, loaded.processor, labels, tell, least=least)
     held_out = rows.pop("held_out", None)
     make = functools.partial(
@@ -114,7 +105,7 @@ def prepare_images(
         rows[chosen_on].first(REFERENCE),
         make,
         job.pictures.task,
-        _facts(job, loaded, rows),
+        picture_facts(job, "pictures", loaded, rows),
         redrawn=bool(job.augment),
     )
     return PreparedImages(job, run, loaded, rows)
@@ -126,7 +117,6 @@ def filled_in(job: TuneImages) -> TuneImages:
     Raises:
       ValueError: naming the two options of which one must go.
     """
-    training = job.training
     if job.augment and job.keep_prefix:
         raise ValueError(
             "--keep-prefix computes the frozen blocks once, and --augment gives them other "
@@ -139,8 +129,16 @@ def filled_in(job: TuneImages) -> TuneImages:
             "--label-smoothing-factor spreads the target over classes of which one is true; with "
             "--task multi-label leave it out"
         )
-    if not job.scratch:
-        return job
+    return from_scratch(job) if job.scratch else job
+
+
+def from_scratch(job: J) -> J:
+    """Return a job without pretrained weights: all of it moves and nothing is held.
+
+    Raises:
+      ValueError: naming an option that keeps to pretrained weights.
+    """
+    training = job.training
     for name in ("adapter", "phases", "anchor"):
         if getattr(training, name) and getattr(training, name) != "none":
             raise ValueError(
@@ -150,6 +148,68 @@ def filled_in(job: TuneImages) -> TuneImages:
     return dataclasses.replace(
         job, training=dataclasses.replace(training, train=train, anchor="none")
     )
+
+
+def fraction_of(job: TuneImages | Segment) -> float:
+    """Return the share of the rows that is held out to evaluate on.
+
+    Raises:
+      ValueError: if it is none.
+    """
+    fraction = job.validation_fraction
+    if not 0 < fraction < 1:
+        raise ValueError(f"--validation-fraction is {fraction:g}; it is a share between 0 and 1")
+    return fraction
+
+
+def load_for(
+    job: TuneImages | Segment, head: Head, tell: Callable[[str], None], *, whole: bool = False
+) -> LoadedImages:
+    """Load the model of a job on pictures, and tell what was loaded and how it will read.
+
+    Args:
+      job: what to do.
+      head: to put on the trunk.
+      tell: is given both lines.
+      whole: as `load_images_model` takes it.
+    """
+    loaded = load_images_model(
+        job.model,
+        head,
+        size=job.image_size,
+        key=jax.random.key(job.training.seed),
+        dtype=jnp.bfloat16 if job.training.bf16 else None,
+        scratch=job.scratch,
+        quantize=quantized(job.training),
+        whole=whole,
+    )
+    tell(str(loaded.report))
+    size = " x ".join(map(str, loaded.processor.size))
+    tell(f"pictures are {size}; batch norms: --statistics {job.policy}")
+    return loaded
+
+
+def picture_facts(
+    job: TuneImages | Segment,
+    columns: str,
+    loaded: LoadedImages,
+    rows: Mapping[str, PictureRows | MaskRows],
+) -> dict[str, Any]:
+    """Return what makes a run on pictures the one it is; `columns` is the job's field of them."""
+    settings = dataclasses.asdict(job)
+    for name in ("output_dir", "model", "data", "eval_data", columns, "training"):
+        settings.pop(name)
+    return {
+        "recipe": job.command,
+        "weights": loaded.report.sha256,
+        "parts": {name: part.fingerprint for name, part in rows.items()},
+        "classes": list(loaded.model.head.labels),
+        "devices": job.training.row_devices,
+        **settings,
+        "statistics": job.policy,
+        **dataclasses.asdict(getattr(job, columns)),
+        **job.training.facts(),
+    }
 
 
 def objective_of_images(
@@ -176,22 +236,3 @@ def objective_of_images(
     if augment is None:
         return plain
     return lambda apply: augmented(plain(apply), augment)
-
-
-def _facts(
-    job: TuneImages, loaded: LoadedImages, rows: Mapping[str, PictureRows]
-) -> dict[str, Any]:
-    settings = dataclasses.asdict(job)
-    for name in ("output_dir", "model", "data", "eval_data", "pictures", "training"):
-        settings.pop(name)
-    return {
-        "recipe": job.command,
-        "weights": loaded.report.sha256,
-        "parts": {name: part.fingerprint for name, part in rows.items()},
-        "classes": list(loaded.model.head.labels),
-        "devices": job.training.row_devices,
-        **settings,
-        "statistics": job.policy,
-        **dataclasses.asdict(job.pictures),
-        **job.training.facts(),
-    }

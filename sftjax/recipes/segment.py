@@ -4,14 +4,11 @@ sftjax segment --model asset:efficientnet-lite0 --data asset:mni152-slices --ima
     --train last:3 --leaks tell --output-dir runs/s
 """
 
-import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sftjax.core import Objective
@@ -19,7 +16,7 @@ from sftjax.data.augment_masks import masked_augmentation
 from sftjax.evaluate import Interval, Retention, mask_overlays, table_markdown
 from sftjax.models import Head
 from sftjax.objectives import Apply, augmented, dense_classification
-from sftjax.recipes.image_models import LoadedImages, load_images_model
+from sftjax.recipes.image_models import LoadedImages
 from sftjax.recipes.mask_rows import (
     MaskRows,
     load_mask_parts,
@@ -39,8 +36,14 @@ from sftjax.recipes.one_run import (
     write_numbers,
 )
 from sftjax.recipes.picture_parts import picture_parts
-from sftjax.recipes.prepare import Prepared, quantized
-from sftjax.recipes.prepare_images import REFERENCE
+from sftjax.recipes.prepare import Prepared
+from sftjax.recipes.prepare_images import (
+    REFERENCE,
+    fraction_of,
+    from_scratch,
+    load_for,
+    picture_facts,
+)
 from sftjax.recipes.progress import say
 from sftjax.recipes.run_folder import write_text
 from sftjax.recipes.segment_job import Segment
@@ -98,29 +101,15 @@ def prepare_masks(job: Segment, tell: Callable[[str], None]) -> PreparedMasks:
     Raises:
       ValueError: for bad input, saying where it is and what to do.
     """
-    fraction, seed = job.validation_fraction, job.training.seed
-    if not 0 < fraction < 1:
-        raise ValueError(f"--validation-fraction is {fraction:g}; it is a share between 0 and 1")
+    fraction_of(job)
     if job.scratch:
-        job = _from_scratch(job)
+        job = from_scratch(job)
     tables = read_mask_parts(job, tell)
     if METHODS[parse(job.training.anchor)[0]].holds_out:
         tables["train"], tables["held_out"] = without_held(job, tables["train"])
     first = masks_of(job, {"train": tables["train"]}, QUICK)["train"]
-    loaded = load_images_model(
-        job.model,
-        Head("segment", first.names),
-        size=job.image_size,
-        key=jax.random.key(seed),
-        dtype=jnp.bfloat16 if job.training.bf16 else None,
-        scratch=job.scratch,
-        quantize=quantized(job.training),
-        whole=True,
-    )
-    tell(str(loaded.report))
+    loaded = load_for(job, Head("segment", first.names), tell, whole=True)
     processor = loaded.processor
-    size = " x ".join(map(str, processor.size))
-    tell(f"pictures are {size}; batch norms: --statistics {job.policy}")
     augment = masked_augmentation(job.augment, processor) if job.augment else None
     rows = load_mask_parts(job, tables, processor, tell)
     held_out = rows.pop("held_out", None)
@@ -145,41 +134,11 @@ def prepare_masks(job: Segment, tell: Callable[[str], None]) -> PreparedMasks:
         rows["evaluation"].first(REFERENCE),
         make,
         "single-label",
-        _facts(job, loaded, rows),
+        picture_facts(job, "masks", loaded, rows),
         redrawn=bool(job.augment),
         scorer=MaskScorer,
     )
     return PreparedMasks(job, run, loaded, rows, first.seen)
-
-
-def _from_scratch(job: Segment) -> Segment:
-    training = job.training
-    for name in ("adapter", "phases", "anchor"):
-        if getattr(training, name) and getattr(training, name) != "none":
-            raise ValueError(
-                f"--scratch has no pretrained weights, and --{name} keeps to them; leave one out"
-            )
-    train = training.train or ("all",)
-    return dataclasses.replace(
-        job, training=dataclasses.replace(training, train=train, anchor="none")
-    )
-
-
-def _facts(job: Segment, loaded: LoadedImages, rows: Mapping[str, MaskRows]) -> dict[str, Any]:
-    settings = dataclasses.asdict(job)
-    for name in ("output_dir", "model", "data", "eval_data", "masks", "training"):
-        settings.pop(name)
-    return {
-        "recipe": job.command,
-        "weights": loaded.report.sha256,
-        "parts": {name: part.fingerprint for name, part in rows.items()},
-        "classes": list(loaded.model.head.labels),
-        "devices": job.training.row_devices,
-        **settings,
-        "statistics": job.policy,
-        **dataclasses.asdict(job.masks),
-        **job.training.facts(),
-    }
 
 
 def _write(job: Segment, ready: PreparedMasks, ran: Ran) -> None:

@@ -12,7 +12,7 @@ import os
 import pathlib
 import sys
 import threading
-from collections.abc import Callable
+import time
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 _USUAL_MMAP_MAX, _USUAL_TRIM_THRESHOLD = 65_536, 128 * 1024
@@ -48,26 +48,24 @@ def keep_freed_memory(share: float = 0.25) -> bool:
     taken = all(libc.mallopt(*setting) == 1 for setting in settings)
     if taken and not any(thread.name == _WATCH for thread in threading.enumerate()):
         most = int(share * _memory())
-        watch = threading.Thread(
-            target=_watch, args=(most, libc, threading.Event().wait), name=_WATCH, daemon=True
-        )
+        watch = threading.Thread(target=_watch, args=(most, libc), name=_WATCH, daemon=True)
         watch.start()
     return taken
 
 
-def _watch(most: int, libc: ctypes.CDLL, wait: Callable[[float], object]) -> None:
+def _watch(most: int, libc: ctypes.CDLL) -> None:
     """Wait until more is held than is wanted; from then on, keep nothing.
 
     What was taken before that moment is freed later, and not given back by itself.
     """
     while _held() <= most:
-        wait(0.25)
+        time.sleep(0.25)
     libc.mallopt(_M_MMAP_MAX, _USUAL_MMAP_MAX)
     libc.mallopt(_M_TRIM_THRESHOLD, _USUAL_TRIM_THRESHOLD)
     while True:
         if _held() > most:
             libc.malloc_trim(0)
-        wait(2.0)
+        time.sleep(2.0)
 
 
 def _glibc() -> ctypes.CDLL | None:
