@@ -35,13 +35,18 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def any_whole(checkpoints: pathlib.Path) -> bool:
+    """Return whether a checkpoint has its last name: orbax renames the folder when it is whole."""
+    return any(folder.name.isdigit() for folder in checkpoints.glob("[1-9]*"))
+
+
 def kill_and_resume(root: pathlib.Path, options: list[str]) -> None:
     """Run whole; run, kill when the first checkpoint is there, run again; then with SIGTERM."""
     assert ended(started(options, root / "whole")) == 0
     for name, number, code in (("cut", signal.SIGKILL, -9), ("asked", signal.SIGTERM, 75)):
         pid = started(options, root / name)
         deadline = time.monotonic() + 300
-        while not list((root / name / "checkpoints").glob("[1-9]*/commit_success.txt")):
+        while not any_whole(root / name / "checkpoints"):
             assert os.waitpid(pid, os.WNOHANG) == (0, 0), "it ended before it could be stopped"
             assert time.monotonic() < deadline
             time.sleep(0.005)
