@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from sftjax.core import Batch, PyTree
-from sftjax.evaluate.generate_scores import NOTHING, follow_rules
+from sftjax.evaluate.generate_rows import rows_of, until_ended
+from sftjax.evaluate.generate_scores import follow_rules
 from sftjax.evaluate.generate_settings import GenerationSettings
 from sftjax.models.decoding import Cache, Decoder, WithSource
 
@@ -43,8 +44,8 @@ def search(
     settings: GenerationSettings,
     history: Array,
     prompt: int,
-) -> tuple[Array, Array, Array]:
-    """Return the new tokens (B, N) of the best beams, their lengths (B,) and scores (B,).
+) -> tuple[Array, Array]:
+    """Return the new tokens (B, N) of the best beams, and their scores (B,).
 
     Args:
       decoder: the model.
@@ -71,20 +72,31 @@ def search(
     )
     state = _choose(state, jnp.repeat(logits, beams, 0), settings, prompt)
 
-    def going(state: Beams) -> Array:
-        open_rows = state.hope & ~state.stuck
+    def is_open(state: Beams) -> Array:
+        may_improve = state.hope & ~state.stuck
         if settings.early_stopping is True:
-            open_rows &= ~state.is_done.all(1)
-        return (state.written < room) & open_rows.any()
+            may_improve &= ~state.is_done.all(1)
+        return may_improve & (state.written < room)
 
     def advance(state: Beams) -> Beams:
         last = jax.lax.dynamic_index_in_dim(state.history, prompt + state.written - 1, 2, False)
         logits, cache = decoder.step(params, last.reshape(-1), state.cache)
         return _choose(state._replace(cache=cache), logits, settings, prompt)
 
-    state = jax.lax.while_loop(going, advance, state)
-    best = state.done[:, 0, prompt:]
-    return best, (best != NOTHING).sum(1), state.done_scores[:, 0]
+    def take(state: Beams, order: Array) -> Beams:
+        each = (order[:, None] * beams + jnp.arange(beams)).reshape(-1)
+        cache = _moving(state.cache, lambda leaf: leaf[each])
+        if isinstance(cache, WithSource):
+            cache = cache._replace(source=rows_of(cache.source, order))
+        return rows_of(state._replace(cache=None), order)._replace(cache=cache)
+
+    return until_ended(
+        state,
+        advance=advance,
+        is_open=is_open,
+        take=take,
+        result=lambda state: (state.done[:, 0, prompt:], state.done_scores[:, 0]),
+    )
 
 
 def _choose(state: Beams, logits: Array, settings: GenerationSettings, prompt: int) -> Beams:

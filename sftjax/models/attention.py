@@ -68,11 +68,11 @@ def attend(
     factor = (width // heads) ** -0.5 if scale is None else scale
     bias_BHTS = bias_BTS if bias_BTS.ndim == 4 else bias_BTS[:, None]
     q_GTK, k_GSK, v_GSK = (_split_heads(x, rows, heads) for x in (q_ND * factor, k_ND, v_ND))
-    s_GTS = _batched_dot(q_GTK, k_GSK, 2, 2)
+    s_GTS = batched_dot(q_GTK, k_GSK, 2, 2)
     s_GTS = (s_GTS.reshape(rows, heads, *s_GTS.shape[1:]) + bias_BHTS).reshape(s_GTS.shape)
     e_GTS = jnp.exp(s_GTS - jax.lax.stop_gradient(s_GTS.max(-1, keepdims=True)))
     total_GT = e_GTS.sum(-1)
-    o_GTK = _batched_dot(dropout(e_GTS.astype(v_ND.dtype)), v_GSK, 2, 1)
+    o_GTK = batched_dot(dropout(e_GTS.astype(v_ND.dtype)), v_GSK, 2, 1)
     total_NH = total_GT.reshape(rows, heads, -1).transpose(0, 2, 1).reshape(-1, heads)
     total_ND = jnp.repeat(total_NH, width // heads, axis=1)
     return _quotient(_merge_heads(o_GTK, rows, heads), total_ND).astype(v_ND.dtype)
@@ -87,7 +87,7 @@ def attention_weights(q_ND: Array, k_ND: Array, bias_BTS: Array, heads: int) -> 
     """
     rows, factor = bias_BTS.shape[0], (q_ND.shape[-1] // heads) ** -0.5
     q_GTK, k_GSK = (_split_heads(x, rows, heads) for x in (q_ND * factor, k_ND))
-    s_GTS = _batched_dot(q_GTK, k_GSK, 2, 2).astype(jnp.float32)
+    s_GTS = batched_dot(q_GTK, k_GSK, 2, 2).astype(jnp.float32)
     return jax.nn.softmax(s_GTS.reshape(rows, heads, *s_GTS.shape[1:]) + bias_BTS[:, None])
 
 
@@ -104,7 +104,8 @@ def _merge_heads(x_GTK: Array, rows: int, heads: int) -> Array:
     return x_BHTK.transpose(0, 2, 1, 3).reshape(-1, heads * x_GTK.shape[-1])
 
 
-def _batched_dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
+def batched_dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
+    """Return the products of two stacks of matrices over an axis of each, in float32."""
     dimensions = (((axis_a,), (axis_b,)), ((0,), (0,)))
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 

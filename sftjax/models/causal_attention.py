@@ -21,9 +21,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash", "splash-interpret")
-"""Ways to compute it. `auto`: cuDNN on a GPU and splash on a single TPU where dtype and shapes
-allow, else XLA. `splash-interpret` runs the TPU's kernel on CPU, for tests."""
+from sftjax.models.attention import batched_dot
+from sftjax.models.block_attention import NEVER, attend_by_blocks
+
+IMPLEMENTATIONS = ("auto", "xla", "blocks", "cudnn", "splash", "splash-interpret")
+"""Ways to compute it. `auto`: cuDNN on a GPU, splash on a single TPU and `blocks` for long rows on
+a CPU where dtype and shapes allow, else XLA. `blocks` holds one block of scores at a time and skips
+those that no token may see. `splash-interpret` runs the TPU's kernel on CPU, for tests."""
+
+LONG = 256
+"""From so many tokens a row on, blocks are the faster on a CPU."""
 
 LANES = 128
 """Splash takes rows of a multiple of so many tokens."""
@@ -49,7 +56,7 @@ def attend(
       scale: what scores are multiplied by, usually K**-0.5.
       segment_ids: (B, T) integers; attention stays within equal ones, and 0 is padding. None where
         each row is one example without padding, or with padding on the right: what real tokens
-        gather is then the same, since they only look back.
+        gather is then the same, since they only look back. The tokens of a segment lie together.
       window: how many tokens back one can look, itself included; None for all.
       softcap: c above.
       implementation: one of `IMPLEMENTATIONS`.
@@ -72,12 +79,18 @@ def attend(
     if implementation == "auto":
         implementation = _best(q_BTHK, softcap, dropout)
     refused = {
+        "blocks": lambda: blocks_refuse(dropout),
         "cudnn": lambda: cudnn_refuses(q_BTHK, softcap, dropout),
         "splash": lambda: splash_refuses(q_BTHK, dropout),
         "splash-interpret": lambda: splash_refuses(q_BTHK, dropout),
     }.get(implementation, lambda: None)()
     if refused:
         raise ValueError(f"attention {implementation!r} cannot be used: {refused}; use 'xla'")
+    if implementation == "blocks":
+        return attend_by_blocks(
+            q_BTHK, k_BTJK, v_BTJK,
+            scale=scale, segment_ids=segment_ids, window=window, softcap=softcap,
+        )  # fmt: skip
     if implementation == "cudnn":
         return _cudnn(q_BTHK, k_BTJK, v_BTJK, scale, segment_ids, window)
     if implementation.startswith("splash"):
@@ -131,18 +144,27 @@ def gather(
     q_PRK = (q_BTHK * scale).reshape(rows, length, groups, -1, width).transpose(0, 2, 3, 1, 4)
     q_PRK = q_PRK.reshape(rows * groups, -1, width)
     k_PSK, v_PSK = (x.reshape(rows * groups, -1, width) for x in (k_BJSK, v_BJSK))
-    s_PRS = _batched_dot(q_PRK, k_PSK, 2, 2)
+    s_PRS = batched_dot(q_PRK, k_PSK, 2, 2)
     if softcap is not None:
         s_PRS = softcap * jnp.tanh(s_PRS / softcap)
     s_BJHTS = s_PRS.reshape(rows, groups, -1, length, k_PSK.shape[1])
     # Finite, so that a token that sees nothing (padding) gives no NaN.
-    s_BJHTS = jnp.where(seen_BTS[:, None, None], s_BJHTS, -0.7 * jnp.finfo(jnp.float32).max)
+    s_BJHTS = jnp.where(seen_BTS[:, None, None], s_BJHTS, NEVER)
     w_BJHTS = jax.nn.softmax(s_BJHTS, axis=-1).astype(v_BJSK.dtype)
     if dropout is not None:
         w_BJHTS = dropout(w_BJHTS)
-    o_PRK = _batched_dot(w_BJHTS.reshape(s_PRS.shape), v_PSK, 2, 1).astype(v_BJSK.dtype)
+    o_PRK = batched_dot(w_BJHTS.reshape(s_PRS.shape), v_PSK, 2, 1).astype(v_BJSK.dtype)
     o_BJHTK = o_PRK.reshape(rows, groups, -1, length, width)
     return o_BJHTK.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, width)
+
+
+def blocks_refuse(dropout: object = None) -> str | None:
+    """Say why blocks cannot be used, or None if they can.
+
+    >>> blocks_refuse(dropout=lambda weights: weights)
+    'they drop no weights'
+    """
+    return "they drop no weights" if dropout is not None else None
 
 
 def cudnn_refuses(q_BTHK: Array, softcap: float | None, dropout: object = None) -> str | None:
@@ -178,6 +200,8 @@ def _best(q_BTHK: Array, softcap: float | None, dropout: object) -> str:
     backend = jax.default_backend()
     if backend == "gpu" and cudnn_refuses(q_BTHK, softcap, dropout) is None:
         return "cudnn"
+    if backend == "cpu" and q_BTHK.shape[1] >= LONG and blocks_refuse(dropout) is None:
+        return "blocks"
     # On a mesh a Pallas kernel would have to be split by hand; one chip is what can be promised.
     alone = backend == "tpu" and jax.device_count() == 1
     return "splash" if alone and splash_refuses(q_BTHK, dropout) is None else "xla"
@@ -234,8 +258,3 @@ def _splash_kernel(
             splash.MultiHeadMask([one] * heads), attn_logits_soft_cap=softcap, interpret=interpret
         )
     return kernel
-
-
-def _batched_dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
-    dimensions = (((axis_a,), (axis_b,)), ((0,), (0,)))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)

@@ -99,6 +99,31 @@ def test_eight_devices_give_what_one_gives(more):
         )
 
 
+@pytest.mark.parametrize("more", [{}, {"num_beams": 3}, {"do_sample": True}], ids=str)
+def test_the_last_open_rows_go_on_alone_and_write_the_same(more):
+    """Every row of 8 says what it says alone, though the longest went on in a batch of 2."""
+    # Word w is mostly followed by w + 1, and 9 ends.
+    table = jnp.eye(10, k=1) * 5.0 + np.random.default_rng(0).normal(size=(10, 10))
+    prompts = np.array([8, 7, 8, 8, 1, 8, 2, 7], np.int32)[:, None]
+    seen = []
+
+    def step(params, tokens, cache):
+        seen.append(len(tokens))
+        return MARKOV.step(params, tokens, cache)
+
+    chosen = settings(max_new_tokens=12, eos_token_id=(9,), **more)
+    beams, key = more.get("num_beams", 1), jax.random.key(5)
+    watched = MARKOV._replace(step=step)
+    out = generate(watched, table, {"input_ids": prompts}, chosen, key)
+    assert set(seen) == {8 * beams, 2 * beams}
+    lengths = np.sort(out.lengths)
+    assert lengths[5] + 3 < lengths[6]
+    alone = jax.jit(lambda prompt, row: generate(MARKOV, table, {"input_ids": prompt}, chosen,
+                                                 key, rows=row))  # fmt: skip
+    for row, text in enumerate(texts(out)):
+        assert texts(alone(prompts[row : row + 1], jnp.array([row])))[0] == text
+
+
 @pytest.mark.parametrize("more", [{}, {"do_sample": True, "no_repeat_ngram_size": 2}], ids=str)
 def test_a_stream_says_what_generate_gives(more):
     key, said = jax.random.key(2), []

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sftjax.models.block_attention import attend_by_blocks
 from sftjax.models.causal_attention import attend, cudnn_refuses, gather, seen_by, splash_refuses
 
 ROWS, LENGTH, HEADS, GROUPS, WIDTH = 2, 128, 4, 2, 16
@@ -45,7 +46,7 @@ def by_the_formula(q, k, v, scale, segment_ids=None, window=None, softcap=None):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_xla_is_the_formula_and_splash_is_xla(way):
+def test_xla_is_the_formula_and_the_others_are_xla(way):
     q, k, v = drawn()
     options = {"scale": 0.3, **WAYS[way]}
     weight = jnp.where(SEGMENTS[..., None, None] != 0, jnp.cos(jnp.arange(WIDTH)), 0)
@@ -60,10 +61,32 @@ def test_xla_is_the_formula_and_splash_is_xla(way):
     np.testing.assert_allclose(
         np.asarray(plain)[real], by_the_formula(q, k, v, **options)[real], atol=2e-6
     )
-    (_, kernel), theirs = run(q, k, v, "splash-interpret")
-    np.testing.assert_allclose(np.asarray(kernel)[real], np.asarray(plain)[real], atol=2e-6)
-    for one, other in zip(theirs, gradients, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+    for how in ("splash-interpret", "blocks"):
+        (_, kernel), theirs = run(q, k, v, how)
+        np.testing.assert_allclose(np.asarray(kernel)[real], np.asarray(plain)[real], atol=2e-6)
+        for one, other in zip(theirs, gradients, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_blocks_of_other_segments_are_not_even_read():
+    """What is not a number in one example would reach the next by a product with 0."""
+    q, k, v = (x[:, :100] for x in drawn())
+    segments = np.repeat([[1, 2, 0]], [50, 40, 10], axis=1).repeat(ROWS, 0)
+    after = np.asarray(segments[0] == 2)
+    dirty = [jnp.where(jnp.arange(100)[:, None, None] < 48, jnp.nan, x) for x in (k, v)]
+
+    def of_the_second(q, k, v):
+        y = attend_by_blocks(q, k, v, scale=0.3, segment_ids=jnp.asarray(segments), block=16)
+        return y[:, after].sum(), y[:, after]
+
+    run = jax.jit(jax.value_and_grad(of_the_second, has_aux=True))
+    (_, y), d_q = run(q, k, v)
+    # From token 64 on a block's first token is of the second segment.
+    (_, same), d_same = run(q, *dirty)
+    np.testing.assert_array_equal(same[:, 14:], y[:, 14:])
+    np.testing.assert_array_equal(d_same[:, 64:], d_q[:, 64:])
+    expected = by_the_formula(q, k, v, 0.3, segments)
+    np.testing.assert_allclose(y, expected[:, after], atol=2e-6)
 
 
 def test_a_row_of_padding_is_finite_and_so_are_its_gradients():
