@@ -87,7 +87,8 @@ def attend_by_blocks(
     places = _places(_padded(jnp.asarray(segment_ids), missing), block, window)
     q_nPQK = _blocks(q.reshape(rows, -1, groups, heads // groups, width), block)
     k_nPCK, v_nPCK = (_blocks(x[:, :, :, None], block) for x in (k, v))
-    o_nPQK = _attend(Setting(rows, window, softcap), q_nPQK, k_nPCK, v_nPCK, places)
+    setting = Setting(rows, window, softcap)
+    o_nPQK: Array = _attend(setting, q_nPQK, k_nPCK, v_nPCK, places)
     o_nBJRCK = o_nPQK.reshape(-1, rows, groups, heads // groups, block, width)
     o_BTHK = o_nBJRCK.transpose(1, 0, 4, 2, 3, 5).reshape(rows, -1, heads, width)
     return o_BTHK[:, :length]
