@@ -97,3 +97,32 @@ def test_dinov2_agrees_with_torch(asset_folder, tmp_path):
     ours = np.asarray(jax.jit(model.apply)(params, {"pixel_values": pixels}))
     assert ours.shape == (1, 81, 384)
     assert np.abs(ours - expected).max() <= 1e-4
+
+
+LAST_HIDDEN = b"/backbone/layernorm/Add_1_output_0"
+"""What the file's graph calls the hidden states after the last norm."""
+
+
+def giving(model: bytes, tensor: bytes) -> bytes:
+    """Return an ONNX model that gives one more tensor.
+
+    Protocol buffers merge a message that stands twice in a file, so that a second graph (field 7 of
+    a model), with nothing in it but a named output (field 12, whose field 1 is the name), adds it.
+    """
+    output = b"\x0a" + bytes([len(tensor)]) + tensor
+    graph = b"\x62" + bytes([len(output)]) + output
+    return model + b"\x3a" + bytes([len(graph)]) + graph
+
+
+def test_dinov2_agrees_with_onnxruntime(asset_folder):
+    """The file as its own runtime reads it, every operation of it."""
+    runtime = pytest.importorskip("onnxruntime")
+    file = next(pathlib.Path(asset_folder("dinov2-small")).glob("*.onnx"))
+    session = runtime.InferenceSession(giving(file.read_bytes(), LAST_HIDDEN))
+    pixels = np.random.default_rng(1).standard_normal((1, 224, 224, 3)).astype(np.float32)
+    feed = {"input_image": np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))}
+    (expected,) = session.run([LAST_HIDDEN.decode()], feed)
+    model, params, _ = load(file, head="hidden", ignore=["decoder"])
+    ours = np.asarray(jax.jit(model.apply)(params, {"pixel_values": pixels}))
+    assert ours.shape == expected.shape == (1, 257, 384)
+    assert np.abs(ours - expected).max() <= 1e-4
