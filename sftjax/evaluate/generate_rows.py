@@ -12,8 +12,8 @@ from sftjax.core import PyTree
 State = TypeVar("State")
 
 SHARE = 4
-"""How many times fewer the rows of the next loop are. Each loop is a program to compile: by halves
-there would be twice as many, for a tenth of a step's time."""
+"""How many times fewer the rows of the next loop are. Each loop is a program to compile, and by
+halves there would be twice as many."""
 
 
 def until_ended(
