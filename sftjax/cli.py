@@ -34,6 +34,7 @@ from sftjax.recipes.segment import segment
 from sftjax.recipes.segment_job import Segment
 from sftjax.recipes.summarize import summarize
 from sftjax.recipes.summarize_job import Summarize
+from sftjax.recipes.supported import Supported, supported
 from sftjax.recipes.talk import Talk, talk
 from sftjax.train import RESUME, Interrupted, keep_freed_memory
 
@@ -53,6 +54,7 @@ Command = (
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
+    | Annotated[Supported, tyro.conf.subcommand("supported")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
 )
 
@@ -143,6 +145,8 @@ def _run(job: object) -> None:
             replay_run(job)
         case Inspect():
             print(inspect(job))
+        case Supported():
+            supported(job)
         case Demo():
             demo(job)
 
