@@ -21,6 +21,7 @@ from sftjax.recipes.compare import Compare, compare
 from sftjax.recipes.demo import Demo, demo
 from sftjax.recipes.diagnose import diagnose
 from sftjax.recipes.diagnose_job import Diagnose
+from sftjax.recipes.explain import explained
 from sftjax.recipes.generate import Generate, generate_text
 from sftjax.recipes.images import images
 from sftjax.recipes.images_job import TuneImages
@@ -66,8 +67,9 @@ DISK = 74
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; what goes wrong ends with one paragraph on stderr and an exit code.
 
-    2 is bad input or a loss that is not finite, 74 a disk that refuses, and 75 that the run was
-    asked to stop (SIGTERM, Ctrl-C) and the same command goes on.
+    2 is bad input, a loss that is not finite, an extra that is not installed or a device without
+    room; 74 a disk that refuses; 75 that the run was asked to stop (SIGTERM, Ctrl-C) and the same
+    command goes on. Anything else is a fault of ours and keeps its traceback.
     """
     startup.begin()
     job = tyro.cli(
@@ -84,14 +86,16 @@ def main(arguments: list[str] | None = None) -> int:
             _run(job)
     except Interrupted as stopped:
         return _ends(stopped, RESUME)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        return _ends(error, 2)
+    except (ValueError, FileNotFoundError, FloatingPointError, ImportError, RuntimeError) as error:
+        if (told := explained(error)) is None:
+            raise  # a fault of ours, with its traceback
+        return _ends(told, 2)
     except OSError as error:
         return _ends(error, DISK)
     return 0
 
 
-def _ends(error: Exception, code: int) -> int:
+def _ends(error: Exception | str, code: int) -> int:
     print(f"sftjax: {redact(str(error))}", file=sys.stderr)
     return code
 

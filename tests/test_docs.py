@@ -1,10 +1,12 @@
 """The pages: tables are what the code says, links lead somewhere, and what is told is tried out."""
 
+import dataclasses
 import importlib.util
 import pathlib
 import re
 import runpy
 import sys
+import typing
 
 import pytest
 
@@ -80,3 +82,43 @@ def test_how_to_extend_to_the_letter(page, tmp_path, monkeypatch):
             registry.update(content)
         for name in files:
             sys.modules.pop(name.removesuffix(".py"), None)
+
+
+def test_the_errors_of_troubleshooting_are_those_of_the_code():
+    page = (DOCS / "troubleshooting.md").read_text("utf-8")
+    titles = re.findall(r"^### `(.+)`$", page, re.M)
+    assert len(titles) >= 25
+    sources = "\n".join(p.read_text("utf-8") for p in (ROOT / "sftjax").rglob("*.py"))
+    texts = re.sub(r"""(["'])\s*\n\s*f?\1""", "", sources)  # literals side by side are one text
+    for title in titles:
+        for piece in title.split("..."):
+            assert piece.strip() in texts, f"no error says {piece!r}; mend {title!r}"
+
+
+FOREIGN = {
+    "aa", "check", "command", "config", "cutmix", "dist", "mixup", "no-cov", "no-deps", "ntasks",
+    "output", "quiet", "reprob", "worker", "write", "gpus-per-task", "ntasks-per-node", "nodes",
+    "requeue", "signal", "python",
+}  # fmt: skip
+"""Options of other programs that the pages name."""
+
+
+def options_of(job):
+    """The options of a command's dataclass, groups and aliases too."""
+    hints = typing.get_type_hints(job, include_extras=True)
+    for field in dataclasses.fields(job):
+        hint = hints[field.name]
+        for meta in getattr(hint, "__metadata__", ()):
+            yield from (alias.lstrip("-") for alias in getattr(meta, "aliases", None) or ())
+        kind = hint.__origin__ if hasattr(hint, "__metadata__") else hint
+        if dataclasses.is_dataclass(kind):
+            yield from options_of(kind)
+        yield field.name.replace("_", "-")
+
+
+def test_every_option_that_a_page_names_exists():
+    known = {option for part in Command.__args__ for option in options_of(part.__origin__)}
+    for page in build.pages():
+        named = re.findall(r"(?<![\w-])--([a-z][a-z-]*[a-z])", page.read_text("utf-8"))
+        if page.parent.name in ("docs", ROOT.name):
+            assert {*named} <= known | FOREIGN, f"{page.name}: {sorted({*named} - known - FOREIGN)}"
