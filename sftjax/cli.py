@@ -40,25 +40,33 @@ from sftjax.recipes.talk import Talk, talk
 from sftjax.train import RESUME, Interrupted, keep_freed_memory
 
 Command = (
-    Annotated[Classify, tyro.conf.subcommand("classify")]
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Classify, tyro.conf.subcommand("classify")]
+    | Annotated[Summarize, tyro.conf.subcommand("summarize")]
+    | Annotated[TuneChat, tyro.conf.subcommand("chat")]
     | Annotated[TuneImages, tyro.conf.subcommand("images")]
     | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
     | Annotated[Anomaly, tyro.conf.subcommand("anomaly")]
     | Annotated[Segment, tyro.conf.subcommand("segment")]
-    | Annotated[TuneChat, tyro.conf.subcommand("chat")]
-    | Annotated[Talk, tyro.conf.subcommand("talk")]
-    | Annotated[Summarize, tyro.conf.subcommand("summarize")]
+    | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Talk, tyro.conf.subcommand("talk")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
-    | Annotated[Predict, tyro.conf.subcommand("predict")]
-    | Annotated[Plan, tyro.conf.subcommand("plan")]
-    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
-    | Annotated[Replay, tyro.conf.subcommand("replay")]
     | Annotated[Supported, tyro.conf.subcommand("supported")]
-    | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
+    | Annotated[Replay, tyro.conf.subcommand("replay")]
 )
+"""The commands as --help lists them: first try, tune, use, compare, look."""
 
+DESCRIPTION = """\
+Supervised fine-tuning in JAX: move part of a pretrained model, hold it near where it was, and see
+what was kept.
+
+To begin, `sftjax demo`; with rows of your own (columns text and label), `sftjax classify --model
+asset:minilm-l6 --data reviews.csv --train last:2 --dose 1 --output-dir runs/a`. Each command says
+more with --help."""
 
 DISK = 74
 """The exit code when the disk refuses (full, read-only): EX_IOERR of sysexits.h."""
@@ -75,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     job = tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="sftjax",
-        description=__doc__,
+        description=DESCRIPTION,
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes,),
     )
