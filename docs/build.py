@@ -164,8 +164,10 @@ def build_references(out: pathlib.Path) -> None:
 
     pdoc.render.configure(docformat="google", show_source=False, search=False)
     pdoc.render.env.filters["to_html"] = with_mathml(pdoc.render_helpers.to_html)
+    # A NamedTuple whose field is of its own type: pdoc looks for the name before there is one.
+    warnings.filterwarnings("ignore", "Error parsing type annotation ForwardRef")
     modules = {
-        name: pdoc.doc.Module(importlib.import_module(name))
+        name: pdoc.doc.Module(_whole(name))
         for name in ("sftjax", *(f"sftjax.{room}" for room in ROOMS))
     }
     for name, module in modules.items():
@@ -173,7 +175,20 @@ def build_references(out: pathlib.Path) -> None:
             raise ValueError(f"{name}: no docstring: {', '.join(missing)}")
         path = out / (name.replace(".", "/") + ".html")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(pdoc.render.html_module(module, modules), "utf-8")
+        page = pdoc.render.html_module(module, modules)
+        page = re.sub(r"<p>Create new instance of .*?</p>", "", page)  # of NamedTuples; says nothing
+        page = re.sub(r"<h2>Submodules</h2>\s*(?!<ul)", "", page)
+        back = f'<p><a href="{"../" * name.count(".")}index.html">The pages</a></p>'
+        path.write_text(page.replace("<h2>API Documentation</h2>", back), "utf-8")
+
+
+def _whole(name: str) -> Any:
+    """Import a module with the names that it would import when they are first asked for."""
+    module = importlib.import_module(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of packages that are not ours
+        vars(module).update({each: getattr(module, each) for each in module.__all__})
+    return module
 
 
 def _documented(module: Any, name: str) -> bool:
