@@ -176,7 +176,9 @@ def build_references(out: pathlib.Path) -> None:
         path = out / (name.replace(".", "/") + ".html")
         path.parent.mkdir(parents=True, exist_ok=True)
         page = pdoc.render.html_module(module, modules)
-        page = re.sub(r"<p>Create new instance of .*?</p>", "", page)  # of NamedTuples; says nothing
+        page = re.sub(
+            r"<p>Create new instance of .*?</p>", "", page
+        )  # of NamedTuples; says nothing
         page = re.sub(r"<h2>Submodules</h2>\s*(?!<ul)", "", page)
         back = f'<p><a href="{"../" * name.count(".")}index.html">The pages</a></p>'
         path.write_text(page.replace("<h2>API Documentation</h2>", back), "utf-8")
