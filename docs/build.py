@@ -203,7 +203,7 @@ body{font:16px/1.55 system-ui,sans-serif;color:#1b1f24;margin:0;display:flex}
 nav{width:15rem;padding:1.5rem;background:#f6f8fa;min-height:100vh;box-sizing:border-box;flex:none}
 nav a{display:block;padding:.12rem 0;color:#24527a;text-decoration:none}nav a.here{font-weight:600}
 nav b{display:block;margin:1rem 0 .2rem}
-main{max-width:54rem;padding:1.5rem 2.5rem;min-width:0}
+main{max-width:66rem;padding:1.5rem 2.5rem;min-width:0}
 pre{background:#f6f8fa;padding:.8rem 1rem;overflow:auto;border-radius:6px;font-size:14px}
 code{font:14px ui-monospace,monospace}
 :not(pre)>code{background:#f0f2f4;padding:.1em .3em;border-radius:4px}
