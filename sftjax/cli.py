@@ -21,6 +21,7 @@ from sftjax.recipes.compare import Compare, compare
 from sftjax.recipes.demo import Demo, demo
 from sftjax.recipes.diagnose import diagnose
 from sftjax.recipes.diagnose_job import Diagnose
+from sftjax.recipes.explain import explained
 from sftjax.recipes.generate import Generate, generate_text
 from sftjax.recipes.images import images
 from sftjax.recipes.images_job import TuneImages
@@ -34,28 +35,38 @@ from sftjax.recipes.segment import segment
 from sftjax.recipes.segment_job import Segment
 from sftjax.recipes.summarize import summarize
 from sftjax.recipes.summarize_job import Summarize
+from sftjax.recipes.supported import Supported, supported
 from sftjax.recipes.talk import Talk, talk
 from sftjax.train import RESUME, Interrupted, keep_freed_memory
 
 Command = (
-    Annotated[Classify, tyro.conf.subcommand("classify")]
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Classify, tyro.conf.subcommand("classify")]
+    | Annotated[Summarize, tyro.conf.subcommand("summarize")]
+    | Annotated[TuneChat, tyro.conf.subcommand("chat")]
     | Annotated[TuneImages, tyro.conf.subcommand("images")]
     | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
     | Annotated[Anomaly, tyro.conf.subcommand("anomaly")]
     | Annotated[Segment, tyro.conf.subcommand("segment")]
-    | Annotated[TuneChat, tyro.conf.subcommand("chat")]
-    | Annotated[Talk, tyro.conf.subcommand("talk")]
-    | Annotated[Summarize, tyro.conf.subcommand("summarize")]
+    | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Talk, tyro.conf.subcommand("talk")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
-    | Annotated[Predict, tyro.conf.subcommand("predict")]
-    | Annotated[Plan, tyro.conf.subcommand("plan")]
+    | Annotated[Supported, tyro.conf.subcommand("supported")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
-    | Annotated[Demo, tyro.conf.subcommand("demo")]
 )
+"""The commands as --help lists them: first try, tune, use, compare, look."""
 
+DESCRIPTION = """\
+Supervised fine-tuning in JAX: move part of a pretrained model, hold it near where it was, and see
+what was kept.
+
+To begin, `sftjax demo`; with rows of your own (columns text and label), `sftjax classify --model
+asset:minilm-l6 --data reviews.csv --train last:2 --dose 1 --output-dir runs/a`. Each command says
+more with --help."""
 
 DISK = 74
 """The exit code when the disk refuses (full, read-only): EX_IOERR of sysexits.h."""
@@ -64,14 +75,15 @@ DISK = 74
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; what goes wrong ends with one paragraph on stderr and an exit code.
 
-    2 is bad input or a loss that is not finite, 74 a disk that refuses, and 75 that the run was
-    asked to stop (SIGTERM, Ctrl-C) and the same command goes on.
+    2 is bad input, a loss that is not finite, an extra that is not installed or a device without
+    room; 74 a disk that refuses; 75 that the run was asked to stop (SIGTERM, Ctrl-C) and the same
+    command goes on. Anything else is a fault of ours and keeps its traceback.
     """
     startup.begin()
     job = tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="sftjax",
-        description=__doc__,
+        description=DESCRIPTION,
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes,),
     )
@@ -82,14 +94,16 @@ def main(arguments: list[str] | None = None) -> int:
             _run(job)
     except Interrupted as stopped:
         return _ends(stopped, RESUME)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        return _ends(error, 2)
+    except (ValueError, FileNotFoundError, FloatingPointError, ImportError, RuntimeError) as error:
+        if (told := explained(error)) is None:
+            raise  # a fault of ours, with its traceback
+        return _ends(told, 2)
     except OSError as error:
         return _ends(error, DISK)
     return 0
 
 
-def _ends(error: Exception, code: int) -> int:
+def _ends(error: Exception | str, code: int) -> int:
     print(f"sftjax: {redact(str(error))}", file=sys.stderr)
     return code
 
@@ -143,6 +157,8 @@ def _run(job: object) -> None:
             replay_run(job)
         case Inspect():
             print(inspect(job))
+        case Supported():
+            supported(job)
         case Demo():
             demo(job)
 

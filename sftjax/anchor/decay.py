@@ -66,7 +66,8 @@ def anchor_of(
     if not any(jax.tree.leaves(held)):
         raise ValueError(
             "no leaf can be anchored: every trainable leaf is new, excluded, or frozen; train a "
-            "pretrained leaf too (for example the rule 'last:1') or leave the dose out"
+            "pretrained leaf too (for example the rule 'last:1'), or hold nothing (no anchor; as a "
+            "command --anchor none)"
         )
     return partition(params, held)[0]
 

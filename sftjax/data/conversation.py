@@ -78,7 +78,7 @@ def conversations(table: Table) -> list[Conversation]:
     found = []
     for i, row in enumerate(rows):
         try:
-            found.append(_READERS[formats[i] or ""](row))
+            found.append(FORMATS[formats[i] or ""](row))
         except ValueError as error:
             raise ValueError(f"{table.locate([i])}: {error}") from None
     return found
@@ -159,7 +159,7 @@ def _text(row: Mapping[str, Any]) -> Conversation:
     return Conversation(text=row["text"])
 
 
-_READERS = {
+FORMATS = {
     "messages": _messages,
     "conversations": _sharegpt,
     "prompt/completion": _prompt_completion,

@@ -37,6 +37,8 @@ _LLAMA3 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _PRE_TOKENIZERS = ("smollm", "gpt-2", "llama-bpe")
+GGUF_FAMILIES = ("llama",)
+"""What a GGUF file may call its architecture (SmolLM2 and Mistral call themselves a llama)."""
 
 
 def folder_of_gguf(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -95,7 +97,7 @@ def config_of_gguf(file: GgufFile) -> dict[str, Any]:
     """
     meta = file.metadata
     family = meta.get("general.architecture")
-    if family != "llama":
+    if family not in GGUF_FAMILIES:
         raise ValueError(
             f"{file.path} holds the architecture {family!r}; of GGUF files only 'llama' (Llama, "
             "SmolLM2, Mistral) is read here. Take the model's safetensors instead."

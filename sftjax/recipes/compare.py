@@ -61,7 +61,7 @@ class Compare:
     """Run methods on the same rows and seeds, and draw accuracy against retention."""
 
     model: str
-    """A local folder in the Hub's layout, or the name of a repository on the Hub."""
+    """A folder of a model, a name on the Hub (owner/model), or asset:NAME (asset:minilm-l6)."""
     data: str
     """Labelled text (one class a row), as for `classify`."""
     output_dir: pathlib.Path

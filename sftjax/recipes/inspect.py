@@ -19,7 +19,7 @@ class Inspect:
     """Print a checkpoint's path tree with sizes, its blocks, and what a selection would move."""
 
     model: tyro.conf.Positional[str]
-    """A local folder in the Hub's layout, or the name of a repository on the Hub."""
+    """A folder of a model, a name on the Hub (owner/model), or asset:NAME (asset:minilm-l6)."""
     train: tuple[str, ...] = ()
     """Rules as in `sftjax classify --train`; their report is printed too."""
     depth: int = 4

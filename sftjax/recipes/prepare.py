@@ -40,7 +40,7 @@ class Classify:
     command: ClassVar[str] = "classify"
 
     model: str
-    """A local folder in the Hub's layout, or the name of a repository on the Hub."""
+    """A folder of a model, a name on the Hub (owner/model), or asset:NAME (asset:minilm-l6)."""
     data: str
     """A .csv, .tsv, .jsonl or .parquet file, a folder of train/validation/test files, or
     tfds:NAME."""

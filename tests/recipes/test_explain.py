@@ -1,0 +1,44 @@
+"""What the command line says of an error: one paragraph and a code, or a fault's traceback."""
+
+import pytest
+from jax.errors import JaxRuntimeError
+
+from sftjax import cli
+from sftjax.recipes.explain import explained
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("could not fetch minilm-l6: no network"), "could not fetch minilm-l6"),
+        (ModuleNotFoundError('pip install "sftjax[summarize]"'), "sftjax[summarize]"),
+        (ValueError("raise max_length or on_long='drop'"), "(on the command line: --on-long drop)"),
+        (JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), "--gradient-accumulation-steps"),
+    ],
+)
+def test_bad_input_ends_in_one_paragraph(error, said, monkeypatch, capsys):
+    def fails(job):
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fails)
+    assert cli.main(["supported"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("sftjax: ")
+    assert said in told
+    assert "Traceback" not in told
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    def fails(job):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(cli, "_run", fails)
+    with pytest.raises(RuntimeError, match="a fault"):
+        cli.main(["supported"])
+    assert explained(ImportError("cannot import name 'x'")) is None
+
+
+def test_a_text_that_names_an_option_is_left_alone():
+    assert (
+        explained(ValueError("give --labels, as labels=['a']")) == "give --labels, as labels=['a']"
+    )
