@@ -1,6 +1,6 @@
 """One of several processes of a run of `mesh_cases`; test_processes.py starts them.
 
-python one_process.py CASE MESH PORT SIZE INDEX FOLDER [die|hang]
+python one_process.py CASE MESH PORT SIZE INDEX FOLDER [die|hang|on]
 """
 
 import json
@@ -12,15 +12,18 @@ import time
 
 import jax
 import numpy as np
-from mesh_cases import CASES, STEPS, rules
+from mesh_cases import CASES, STEPS, rules, tiny_llama
 
 from sftjax.core import flatten
+from sftjax.hub import save
 from sftjax.train import (
+    Saved,
     compile_step,
     join_processes,
     make_mesh,
     meet,
     on_host,
+    open_checkpoints,
     patience,
     place_state,
     share_of,
@@ -42,10 +45,13 @@ def main(case, described, port, size, index, folder, trouble=""):
         read.append(len(next(iter(batch.values()))))
         return batch
 
-    at = spread(rows_of, mesh)
-    with patience(20 if trouble else 300) as beat:
-        for number in range(STEPS):
-            if trouble and number == 1 and me.number == me.size - 1:
+    at, home = spread(rows_of, mesh), pathlib.Path(folder)
+    if trouble == "on":
+        with open_checkpoints(home / "checkpoints", read_only=True) as checkpoints:
+            state = checkpoints.latest(state).state
+    with patience(20 if trouble in ("die", "hang") else 300) as beat:
+        for number in range(int(state.step), STEPS):
+            if trouble in ("die", "hang") and number == 1 and me.number == me.size - 1:
                 if trouble == "die":
                     os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(1000)
@@ -53,8 +59,12 @@ def main(case, described, port, size, index, folder, trouble=""):
             losses.append(float(metrics["loss"]))
             beat()
     weights = flatten(on_host((state.trainable, state.model_state)))
+    if trouble == "on":
+        with open_checkpoints(home / "after") as checkpoints:
+            checkpoints.save(Saved(state, None, {}))
+        model, params = tiny_llama(rules(mesh))
+        save(home / "model", model, params, max_shard_size=20_000)
     if me.first:
-        home = pathlib.Path(folder)
         np.savez(home / "weights.npz", **weights)
         facts = {"losses": losses, "read": read, "share": share_of(mesh)}
         (home / "facts.json").write_text(json.dumps(facts | {"devices": jax.device_count()}))

@@ -9,7 +9,20 @@ import optax
 import pytest
 
 from sftjax.core import Aux, Loss
-from sftjax.train import claim, compile_step, fit, init, make_step, open_checkpoints
+from sftjax.train import (
+    Interrupted,
+    claim,
+    compile_step,
+    fit,
+    init,
+    make_mesh,
+    make_step,
+    open_checkpoints,
+    place_state,
+    replay,
+    replicate,
+    spread,
+)
 
 TARGET = np.linspace(-1.0, 1.0, 12, dtype=np.float32).reshape(4, 3)
 
@@ -74,6 +87,33 @@ def test_resumed_equals_uninterrupted(compiled, tmp_path):
     assert_same_bytes(whole.best, resumed.best)
     assert whole.history == resumed.history
     assert whole.best_step == resumed.best_step
+
+
+@pytest.mark.parametrize("where", ["one device", "every device", "a mesh"])
+def test_a_resumed_run_takes_the_program_of_the_run_before(where, tmp_path):
+    """By jit's own count of programs: committed, laid out and typed alike, fresh or restored."""
+    tx, mesh = optax.adamw(3e-2), make_mesh("data=4,fsdp=2")
+    step = make_step(objective, tx)
+    step = compile_step(step, mesh) if where == "a mesh" else compile_step(step)
+    at = spread(batch_at, mesh) if where == "a mesh" else batch_at
+
+    def begin():
+        state, fixed = start(tx)
+        if where == "a mesh":
+            return place_state(state, fixed, mesh)
+        return (state, fixed) if where == "one device" else replicate((state, fixed))
+
+    def programs():
+        jitted = step.jitted(*begin()) if where == "a mesh" else step
+        return jitted._cache_size()
+
+    with open_checkpoints(tmp_path) as checkpoints, pytest.raises(Interrupted):
+        fit(step, *begin(), at, 5, checkpoints=checkpoints, interrupted=lambda number: number == 3)
+    before = programs()
+    with open_checkpoints(tmp_path) as checkpoints:
+        fit(step, *begin(), at, 5, checkpoints=checkpoints)
+        replay(step, *begin(), at, 4, checkpoints=checkpoints)
+    assert (before, programs()) == (1, 1)
 
 
 def test_a_torn_newest_checkpoint_falls_back_to_the_one_before(compiled, tmp_path):
