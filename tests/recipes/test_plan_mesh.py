@@ -43,6 +43,25 @@ def test_layers_of_a_7b_llama_take_what_is_planned_on_eight_devices(tmp_path):
     assert found.batch["input_ids"].shape == (4, 128)
 
 
+def test_what_is_counted_from_shapes_is_what_the_program_takes(tmp_path):
+    """A Llama of the 7B's proportions, small: all kinds together, work and fetched weights too."""
+    small = {
+        "vocab_size": 1024, "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 4,
+        "num_attention_heads": 8, "num_key_value_heads": 8,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(SEVEN | small))
+    training = Training(
+        train=("all",), anchor="none", mesh="fsdp=4,tensor=2", per_device_train_batch_size=1,
+        bf16=True, optim="adamw", max_steps=10,
+    )  # fmt: skip
+    told = []
+    found = plan(Plan(str(tmp_path), training, length=64, remat="full"), told.append)
+    use_mesh("")
+    print(found.memory)
+    assert abs(found.memory.planned / found.memory.total - 1) < 0.05
+    assert "counted from shapes" in told[1]
+
+
 def logits(params, batch, key=None):
     x = jnp.tanh(batch["x"] @ params["layer"]["fc1"]["kernel"])
     return jnp.tanh(x @ params["layer"]["fc2"]["kernel"]) @ params["head"]["kernel"]
