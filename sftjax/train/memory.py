@@ -146,9 +146,9 @@ def kept_for_backward(
     cut = any(_local(leaf).shape != leaf.shape for leaf in weights)
     given = (state.trainable, state, fixed, batch if cut else jax.tree.map(_local, batch))
     traced = jax.make_jaxpr(residuals)(*given).jaxpr
-    shapes = [var.aval for var in traced.outvars]
+    shapes: list[Any] = [var.aval for var in traced.outvars]
     if cut:
-        where = jax.jit(residuals).lower(*given).compile().output_shardings
+        where: Any = jax.jit(residuals).lower(*given).compile().output_shardings
         shapes = [
             jax.ShapeDtypeStruct(place.shard_shape(shape.shape), shape.dtype)
             for shape, place in zip(shapes, where, strict=True)
