@@ -35,7 +35,8 @@ def main(case, described, port, size, index, folder, trouble=""):
     """Do this process's part; the first one writes what came of it."""
     os.environ["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
     os.environ["JAX_NUM_PROCESSES"], os.environ["JAX_PROCESS_ID"] = size, index
-    me = join_processes(start_seconds=120, heartbeat_seconds=10)
+    # Soon met where one is to die; else a busy machine may keep a heartbeat waiting for long.
+    me = join_processes(start_seconds=240, heartbeat_seconds=10 if trouble == "die" else 200)
     made, mesh = CASES[case](), make_mesh(described)
     state, fixed = place_state(made.state, made.fixed, mesh, rules(mesh))
     step, read, losses = compile_step(made.step, mesh, rules(mesh)), [], []

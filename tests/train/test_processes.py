@@ -57,7 +57,7 @@ def start(case, mesh, size, folder, each=1, trouble=""):
     ]  # fmt: skip
 
 
-def ended(running, seconds=240):
+def ended(running, seconds=480):
     """Wait for the processes; return their exit codes and last words."""
     try:
         words = [process.communicate(timeout=seconds)[1] for process in running]
