@@ -47,7 +47,7 @@ def main() -> None:
         peer.serve(lambda: step_of(where, int(size), int(index), port))
         return
     if "--first" in sys.argv:
-        print(json.dumps(first_step(sys.argv[-1])))
+        print(json.dumps(first_step(int(sys.argv[-1]))))
         return
     options = pairs.parser(__doc__, turns=10, steps=5)
     args = options.parse_args()
@@ -76,16 +76,21 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as cache:
             for kind in starts:
                 starts[kind].append(started_once(cache))
+    facts = {"seconds": timings, "first_step": starts}
+    tables = [rows, table_of_starts(starts)]
+    pairs.publish("meshes", watch.facts(), tables, facts, args.output)
+
+
+def table_of_starts(starts: dict[str, list[dict[str, float]]]) -> list[dict[str, str]]:
+    """Return the rows of cold and warm starts, and how much the warm one takes of the cold."""
     parts = list(starts["cold"][0])
-    first = [
+    rows = [
         {"start": kind, **{part: f"{middle([run[part] for run in runs]):.2f}" for part in parts}}
         for kind, runs in starts.items()
     ]
     ends = {kind: middle([run["all"] for run in runs]) for kind, runs in starts.items()}
     ratio = f"{ends['warm'] / ends['cold']:.2f}"
-    first.append({"start": "warm / cold", **dict.fromkeys(parts, ""), "all": ratio})
-    facts = {"seconds": timings, "first_step": starts}
-    pairs.publish("meshes", watch.facts(), [rows, first], facts, args.output)
+    return [*rows, {"start": "warm / cold", **dict.fromkeys(parts, ""), "all": ratio}]
 
 
 def middle(values: list[float]) -> float:
@@ -149,7 +154,7 @@ def step_of(described: str, size: int, index: int, port: str) -> tuple[Any, Call
     return described, answer
 
 
-def prepared(described: str) -> tuple[Any, Any, Any, Any]:
+def prepared(described: str, layers: int = 2) -> tuple[Any, Any, Any, Any]:
     """Return a compiled step and what it takes, on a mesh."""
     import jax
     import minilm
@@ -160,7 +165,7 @@ def prepared(described: str) -> tuple[Any, Any, Any, Any]:
     from sftjax.select import select
     from sftjax.train import compile_step, init, make_mesh, make_step, place_state, spread
 
-    model = minilm.model_of(num_hidden_layers=2)
+    model = minilm.model_of(num_hidden_layers=layers)
     params, tx = jax.jit(model.init)(jax.random.key(0)), optax.adamw(minilm.LEARNING_RATE)
     state, fixed = init(params, select(params, "all").trainable, tx, jax.random.key(0))
     mesh = make_mesh(described)
@@ -170,25 +175,25 @@ def prepared(described: str) -> tuple[Any, Any, Any, Any]:
     return step, state, fixed, batch
 
 
-def started_once(cache: str) -> dict[str, float]:
+def started_once(cache: str, layers: int = 2) -> dict[str, float]:
     """Start a process that comes to its first step; return the seconds of each part."""
     tick = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, str(HERE), "--first", cache],
+        [sys.executable, str(HERE), "--first", str(layers)],
         env={**os.environ, **environment(1, cache)}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1]) | {"all": time.perf_counter() - tick}
 
 
-def first_step(cache: str) -> dict[str, float]:
-    """Come to the first step; `cache` is in the environment already."""
+def first_step(layers: int) -> dict[str, float]:
+    """Come to the first step; the cache is in the environment already."""
     ticks = [time.perf_counter()]
     import jax
 
     import sftjax  # noqa: F401 - what it costs is measured
 
     ticks.append(time.perf_counter())
-    step, state, fixed, batch = prepared("data=1")
+    step, state, fixed, batch = prepared("data=1", layers)
     jax.block_until_ready(state.trainable)
     ticks.append(time.perf_counter())
     for _ in range(2):

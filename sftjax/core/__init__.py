@@ -1,6 +1,7 @@
 """Paths, partition, the few types that every other room passes around; and care with files."""
 
 from sftjax.core.file_name import file_name
+from sftjax.core.gathered import gathered
 from sftjax.core.loss import Aux, Loss
 from sftjax.core.moments import clocks_of, owner_of
 from sftjax.core.npz_file import npz_names, read_npz
@@ -36,6 +37,7 @@ __all__ = [
     "file_name",
     "fitted",
     "flatten",
+    "gathered",
     "holes",
     "is_quantized",
     "map_with_path",

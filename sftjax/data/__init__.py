@@ -8,6 +8,7 @@ from sftjax.data.batches import Batches, bucket_lengths
 from sftjax.data.chat import Audit, Chat, ChatTokenizer, check_vocabulary, encode_chat
 from sftjax.data.conversation import Conversation, conversations
 from sftjax.data.decode import Crop, Slice, UnreadableImage, decode
+from sftjax.data.decoders import decoders
 from sftjax.data.encoded import Encoded, pack
 from sftjax.data.holdout import hold_out
 from sftjax.data.image_arrays import read_idx
@@ -74,6 +75,7 @@ __all__ = [
     "columns_of",
     "conversations",
     "decode",
+    "decoders",
     "encode",
     "encode_chat",
     "encode_pairs",

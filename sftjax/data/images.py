@@ -1,9 +1,8 @@
 """Pictures decoded in parallel into one array, and batches of them whose position is the step."""
 
+import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -11,15 +10,8 @@ import numpy as np
 
 from sftjax.core import WHOLE, Share
 from sftjax.data.batches import NumpyBatch
-from sftjax.data.decode import (
-    Pixels,
-    Reference,
-    UnreadableImage,
-    cut,
-    name_of,
-    open_source,
-    source_of,
-)
+from sftjax.data.decode import Pixels, Reference, UnreadableImage, name_of
+from sftjax.data.decoders import Decoders, decode_all, decoders
 from sftjax.data.holdout import permutation
 from sftjax.data.processor import Processor
 from sftjax.data.table import Table
@@ -54,8 +46,9 @@ def load_images(
     column: str = "image",
     skip_corrupt: bool = False,
     threads: int | None = None,
+    workers: Decoders | None = None,
 ) -> Images:
-    """Decode, resize and crop every picture of a table, on several threads.
+    """Decode, resize and crop every picture of a table, on several threads or processes.
 
     Rows that share a file (boxes, slices) open it once. Pictures of 8 bits stay 8 bits; one of 16
     among them makes all of them 16 bits, the same shades. All of them live in memory:
@@ -67,6 +60,7 @@ def load_images(
       column: the column of images.
       skip_corrupt: leave unreadable pictures out and list them in `corrupt`; otherwise refuse.
       threads: how many decode at once; default the machine's cores.
+      workers: who decodes instead (`decoders`), such as processes; the pixels are the same.
 
     Raises:
       ValueError: naming every picture that cannot be read (the first 20 of many).
@@ -79,24 +73,15 @@ def load_images(
     found: list[Pixels | None] = [None] * len(references)
     corrupt: list[Corrupt] = []
 
-    def work(rows: list[int]) -> list[Corrupt]:
-        bad = []
-        try:
-            source = open_source(source_of(references[rows[0]]))
-        except UnreadableImage as error:
-            return [Corrupt(row, name_of(references[row]), str(error)) for row in rows]
-        for row in rows:
-            try:
-                picture = cut(source, references[row], channels=processor.channels)
-                found[row] = processor(picture)
-            except UnreadableImage as error:
-                bad.append(Corrupt(row, name_of(references[row]), str(error)))
-        return bad
-
     processor.size  # noqa: B018 - refuses a processor without one before anything is decoded
-    with ThreadPoolExecutor(threads or os.cpu_count(), thread_name_prefix="decode") as workers:
-        for bad in workers.map(work, _together(references)):
-            corrupt += bad
+    with contextlib.ExitStack() as stack:
+        if workers is None:
+            workers = stack.enter_context(decoders(threads=threads))
+        for row, picture in decode_all(references, processor, workers):
+            if isinstance(picture, str):
+                corrupt.append(Corrupt(row, name_of(references[row]), picture))
+            else:
+                found[row] = picture
     corrupt.sort()
     if corrupt and not skip_corrupt:
         raise UnreadableImage(refusal(table, corrupt))
@@ -206,15 +191,6 @@ class ImageBatches:
     def _shuffled(self, epoch: int) -> np.ndarray:
         rows = len(self)
         return permutation(rows, self.seed, epoch) if self.shuffle else np.arange(rows)
-
-
-def _together(references: Sequence[Reference]) -> list[list[int]]:
-    """Group the rows that open the same file, in order of first appearance."""
-    groups: dict[object, list[int]] = {}
-    for row, reference in enumerate(references):
-        source = source_of(reference)
-        groups.setdefault(source if isinstance(source, str | tuple) else row, []).append(row)
-    return list(groups.values())
 
 
 def _stacked(pictures: list[Pixels]) -> np.ndarray:

@@ -3,6 +3,9 @@
 A tensor is untouched if its leaf still equals what the file gives in the leaf's dtype; then the
 file's own bytes are written. Otherwise the leaf is written in the file's dtype where that loses
 nothing, else in its own.
+
+A leaf that is cut over devices is brought here when it is looked at and when it is written, and let
+go after each: never is more than one of them on the host.
 """
 
 import json
@@ -15,15 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sftjax.core import PyTree, flatten, redact
+from sftjax.core import PyTree, flatten, gathered, redact
 from sftjax.hub.card import Card, card_of, render
 from sftjax.hub.config import BARE, architecture, class_name, describe
 from sftjax.hub.families import WEIGHT_MAPS
 from sftjax.hub.image_names import COUNTER
-from sftjax.hub.names import WeightMap, fit, place, place_paths
+from sftjax.hub.names import Place, WeightMap, fit, place, place_paths
 from sftjax.hub.report import LoadReport, some
 from sftjax.hub.source import PROCESSOR, companions, tokenizer_files
-from sftjax.hub.tensor_files import FLOATS
+from sftjax.hub.tensor_files import FLOATS, Later
 from sftjax.hub.weights import MAX_SHARD_SIZE, write_bytes, write_text, write_weights
 from sftjax.models import Model
 
@@ -39,6 +42,9 @@ def save(
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> pathlib.Path:
     """Write weights, config, tokenizer and model card so that the Hub's tools open the folder.
+
+    Where leaves are cut over several processes, all of them call it: the first writes, and none
+    goes on before it has. Else who calls it writes.
 
     Args:
       folder: where to; made if it is not there. Files of the same names are replaced.
@@ -77,6 +83,11 @@ def save(
     text = card if isinstance(card, str) else render(card or card_of(report), config)
 
     folder = pathlib.Path(folder)
+    cut = any(isinstance(leaf, jax.Array) and not _here(leaf) for leaf in leaves.values())
+    if cut and jax.process_index():
+        write_weights(folder, tensors, max_shard_size, write=False)
+        _meet()
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(folder, tensors, max_shard_size)
     write_text(
@@ -92,7 +103,19 @@ def save(
     if report is not None and report.processor is not None:
         write_text(folder / PROCESSOR, json.dumps(report.processor, indent=2) + "\n")
     write_text(folder / "README.md", redact(text))
+    if cut:
+        _meet()
     return folder
+
+
+def _here(leaf: jax.Array) -> bool:
+    return leaf.is_fully_addressable or leaf.is_fully_replicated
+
+
+def _meet() -> None:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices("a model is saved")
 
 
 def _check(model: Model, leaves: dict[str, jax.Array]) -> None:
@@ -111,23 +134,23 @@ def _check(model: Model, leaves: dict[str, jax.Array]) -> None:
 
 def _tensors(
     model: Model, leaves: dict[str, jax.Array], report: LoadReport | None
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray | Later]:
     table = WEIGHT_MAPS[model.family]
     bare = model.head.kind in BARE
     # Another collection's names are read and never written: the Hub's tools know only its own.
     ours = report is not None and report.layout == table.layout
     same = report is not None and ours and _same_class(model, report)
-    tensors: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray | Later] = {}
     for path, leaf in leaves.items():
         spot = place(table, path)
-        values = spot.theirs(np.asarray(leaf))
+        values = _later(spot, leaf)
         name = spelled(table, spot.tensor, bare)
         if report is not None and path in report.names:
             values = _as_stored(values, path, report)
             name = report.names[path] if same and report.mapped else name
         tensors[name] = values
     if report is not None and ours:
-        carried = {
+        carried: dict[str, np.ndarray | Later] = {
             name if same and report.mapped else spelled(table, name, bare): report.tensor(name)
             for name in report.buffers
         }
@@ -138,8 +161,17 @@ def _tensors(
     return tensors | _untied(table, leaves, tensors) | _counters(tensors)
 
 
+def _later(spot: Place, leaf: jax.Array) -> np.ndarray | Later:
+    """Return a leaf as the file has it; one that is cut over devices when its turn comes."""
+    if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1:
+        return spot.theirs(np.asarray(leaf))
+    return Later(
+        np.dtype(leaf.dtype), spot.their_shape(leaf.shape), lambda: spot.theirs(gathered(leaf))
+    )
+
+
 def _counters(
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray | Later],
 ) -> dict[str, np.ndarray]:
     """The counters beside running statistics, 0 where the file had none; torch asks for them."""
     names = (name.removesuffix("running_var") + COUNTER for name in tensors
@@ -164,15 +196,20 @@ def spelled(table: WeightMap, name: str, bare: bool) -> str:
     return prefix + name if of_trunk else name
 
 
-def _as_stored(values: np.ndarray, path: str, report: LoadReport) -> np.ndarray:
+def _as_stored(values: np.ndarray | Later, path: str, report: LoadReport) -> np.ndarray | Later:
     stored = np.dtype(report.dtypes[path])
+    now = values.read() if isinstance(values, Later) else values
     with np.errstate(over="ignore", invalid="ignore"):
         if report.mapped:
             original = report.tensor(report.names[path])
-            if _identical(original.astype(values.dtype, copy=False), values):
+            if _identical(original.astype(now.dtype, copy=False), now):
                 return original
-        narrow = values.astype(stored, copy=False)
-        return narrow if _identical(narrow.astype(values.dtype, copy=False), values) else values
+        narrow = now.astype(stored, copy=False)
+        if not _identical(narrow.astype(now.dtype, copy=False), now):
+            return values
+    if not isinstance(values, Later):
+        return narrow
+    return values._replace(dtype=stored, read=lambda: values.read().astype(stored, copy=False))
 
 
 def _identical(one: np.ndarray, other: np.ndarray) -> bool:
@@ -198,8 +235,8 @@ def _other_heads(table: WeightMap, report: LoadReport, bare: bool) -> dict[str, 
 
 
 def _untied(
-    table: WeightMap, leaves: Mapping[str, jax.Array], tensors: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+    table: WeightMap, leaves: Mapping[str, jax.Array], tensors: Mapping[str, np.ndarray | Later]
+) -> dict[str, np.ndarray | Later]:
     """The decoder's bias under its second name, which torch computes with when it is not tied."""
     rows = {row.tensor: row.path for row in table.rows}
     if not any(rows.get(alias) in leaves for alias, _ in table.ties):

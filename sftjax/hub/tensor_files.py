@@ -11,8 +11,8 @@ import math
 import mmap
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -39,6 +39,11 @@ DTYPES: dict[str, np.dtype] = {
 FLOATS = ("float64", "float32", "bfloat16", "float16")
 """The dtypes that hold weights as they are, not quantized."""
 
+_ORDER = (
+    "U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E4M3", "F8_E5M2",
+    "I8", "U8", "BOOL",
+)  # fmt: skip
+"""Wide types first, so that every tensor is aligned; as the reference implementation has them."""
 _LENGTH = 8
 _LONGEST_HEADER = 100_000_000  # the limit of the reference implementation
 
@@ -52,6 +57,20 @@ class Extent(NamedTuple):
     """First byte, counted from the start of the file."""
     stop: int
     """One past the last byte."""
+
+
+class Later(NamedTuple):
+    """A tensor to be written that is made when its turn comes, and let go after it."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+    """Gives the tensor; in every process at once where it is cut over them."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class TensorFile(Mapping[str, np.ndarray]):
@@ -125,25 +144,52 @@ class TensorFile(Mapping[str, np.ndarray]):
 
 def write_tensor_file(
     path: str | os.PathLike[str],
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray | Later],
     metadata: Mapping[str, str] | None = None,
+    *,
+    write: bool = True,
 ) -> None:
     """Write a safetensors file, in one move: a reader sees the old file or the new one, never half.
 
     Args:
       path: where to; an existing file is replaced, views of it stay valid.
-      tensors: any numpy arrays; views that are not contiguous are copied here, not before.
+      tensors: any numpy arrays, or what makes them. One at a time is made, copied where it is not
+        contiguous, written, and let go.
       metadata: the header's text; `{"format": "pt"}` is what transformers wants to see.
-    """
-    from safetensors.numpy import save_file
+      write: False makes every tensor in its turn and writes nothing: the part of a process that is
+        not the first, where tensors are cut over several.
 
+    Raises:
+      ValueError: for a dtype that the format does not have.
+    """
+    words = {dtype: word for word, dtype in DTYPES.items()}
+    if odd := [name for name, tensor in tensors.items() if tensor.dtype not in words]:
+        raise ValueError(f"a safetensors file holds no {tensors[odd[0]].dtype} ({odd[0]!r})")
+    order = sorted(tensors, key=lambda name: (_ORDER.index(words[tensors[name].dtype]), name))
+    if not write:
+        for name in order:
+            _made(tensors[name])
+        return
+    header: dict[str, Any] = {
+        "__metadata__": dict(sorted(({"format": "pt"} | dict(metadata or {})).items()))
+    }
+    stop = 0
+    for name in order:
+        tensor, start = tensors[name], stop
+        stop += tensor.nbytes
+        header[name] = {
+            "dtype": words[tensor.dtype], "shape": list(tensor.shape),
+            "data_offsets": [start, stop],
+        }  # fmt: skip
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // _LENGTH) * _LENGTH)
     path = pathlib.Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    contiguous = {name: np.require(tensor, requirements="C") for name, tensor in tensors.items()}
     try:
-        save_file(contiguous, partial, metadata={"format": "pt"} | dict(metadata or {}))
-        with partial.open("rb+") as file:
-            _order_metadata(file)
+        with partial.open("wb") as file:
+            file.write(len(text).to_bytes(_LENGTH, "little") + text)
+            for name in order:
+                file.write(_made(tensors[name]).reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -151,15 +197,12 @@ def write_tensor_file(
         partial.unlink(missing_ok=True)
 
 
-def _order_metadata(file: BinaryIO) -> None:
-    """Put the metadata in order: safetensors writes it in another one each time."""
-    length = int.from_bytes(file.read(_LENGTH), "little")
-    header = json.loads(file.read(length))
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    assert len(text) <= length  # the same JSON in another order, and the padding
-    file.seek(_LENGTH)
-    file.write(text.ljust(length))
+def _made(tensor: np.ndarray | Later) -> np.ndarray:
+    """Return a tensor's values, contiguous."""
+    values = tensor.read() if isinstance(tensor, Later) else tensor
+    if (values.dtype, values.shape) != (tensor.dtype, tensor.shape):
+        raise ValueError(f"{values.dtype} {values.shape} came instead of what was announced")
+    return np.require(values, requirements="C")
 
 
 def _read_header(

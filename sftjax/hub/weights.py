@@ -20,7 +20,7 @@ import numpy as np
 
 from sftjax.core import flatten
 from sftjax.hub.foreign import READERS, sha256_of
-from sftjax.hub.tensor_files import TensorFile, write_tensor_file
+from sftjax.hub.tensor_files import Later, TensorFile, write_tensor_file
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -152,22 +152,25 @@ def _in_memory(name: str, files: Mapping[pathlib.Path, dict[str, np.ndarray]]) -
 
 def write_weights(
     folder: str | os.PathLike[str],
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray | Later],
     max_shard_size: int = MAX_SHARD_SIZE,
+    *,
+    write: bool = True,
 ) -> tuple[pathlib.Path, ...]:
     """Write tensors in the Hub's layout and remove the weights that they replace.
 
     Args:
       folder: an existing folder.
-      tensors: name -> array; at most one shard's worth is copied at a time.
+      tensors: name -> array, or what makes it; one is made and copied at a time.
       max_shard_size: bytes above which the weights are cut into several files with an index; a
         tensor is never cut.
+      write: as of `write_tensor_file`.
 
     Returns:
       The weight files.
     """
     folder = pathlib.Path(folder)
-    shards: list[dict[str, np.ndarray]] = [{}]
+    shards: list[dict[str, np.ndarray | Later]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
         if shards[-1] and filled + tensor.nbytes > max_shard_size:
@@ -180,7 +183,9 @@ def write_weights(
         total = len(shards)
         names = [f"model-{n:05}-of-{total:05}.safetensors" for n in range(1, total + 1)]
     for name, shard in zip(names, shards, strict=True):
-        write_tensor_file(folder / name, shard)
+        write_tensor_file(folder / name, shard, write=write)
+    if not write:
+        return ()
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sftjax.data import Images, load_images
+from sftjax.data import Images, decoders, load_images
 from sftjax.evaluate import (
     Interval,
     auroc,
@@ -77,10 +77,13 @@ def anomaly(job: Anomaly, tell: Callable[[str], None] = say) -> Strange:
     tell(str(loaded.report))
     stages = job.stages or middle(loaded.model.stages)
     viewer = Viewer(loaded.model, loaded.params, job.methods, stages)
-    images = {
-        name: load_images(table, loaded.processor, skip_corrupt=job.skip_corrupt)
-        for name, table in tables.items()
-    }
+    with decoders(job.dataloader_num_workers) as workers:
+        images = {
+            name: load_images(
+                table, loaded.processor, skip_corrupt=job.skip_corrupt, workers=workers
+            )
+            for name, table in tables.items()
+        }
     tell_of_pictures(images, group, job.leaks, tell)
     rows = {name: PictureRows(part, None, group) for name, part in images.items()}
     claim(job.output_dir, _facts(job, loaded, rows))
@@ -277,7 +280,9 @@ def _write(
 
 def _facts(job: Anomaly, loaded: LoadedImages, rows: dict[str, PictureRows]) -> dict[str, Any]:
     settings = dataclasses.asdict(job)
-    for name in ("output_dir", "model", "data", "test_data", "pictures"):
+    for name in (
+        "output_dir", "model", "data", "test_data", "pictures", "dataloader_num_workers",
+    ):  # fmt: skip
         settings.pop(name)
     return {
         "recipe": job.command,

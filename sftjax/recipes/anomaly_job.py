@@ -55,5 +55,7 @@ class Anomaly:
     """What to do where the parts share a group, a file or nearly the same picture."""
     skip_corrupt: bool = False
     """Leave out pictures that cannot be read, and list them; else they are refused."""
+    dataloader_num_workers: int = 0
+    """Processes that decode pictures; 0 decodes on the threads of this one."""
     seed: int = 0
     """Of what is held out and of the coreset."""

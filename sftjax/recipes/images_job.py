@@ -78,6 +78,8 @@ class TuneImages:
     """What to do where splits share a group, a file or nearly the same picture."""
     skip_corrupt: bool = False
     """Leave out pictures that cannot be read, and list them; else they are refused."""
+    dataloader_num_workers: int = 0
+    """Processes that decode pictures; 0 decodes on the threads of this one."""
     sweep: str = ""
     """Many runs in one compiled step: `seeds=8,dose=0:4:5`; see `sftjax classify`. No model is
     saved."""

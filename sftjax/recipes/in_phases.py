@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from sftjax.core import Fixed, PyTree, TrainState, combine, flatten, partition
 from sftjax.data import Batches
 from sftjax.models import statistics_of
 from sftjax.recipes.deciding import Decision, decide, loop_options, pretrained, with_rates
-from sftjax.recipes.home import CHECKPOINTS, keeping
+from sftjax.recipes.home import CHECKPOINTS, ReplayDone, keeping
 from sftjax.recipes.methods import METHODS, Parts, parse
 from sftjax.recipes.norms import measured_anew
 from sftjax.recipes.phase_words import phases_of_words, with_new
@@ -20,7 +21,15 @@ from sftjax.recipes.streams import Stream
 from sftjax.recipes.training import LESS_IS_BETTER, Training, Tuned
 from sftjax.recipes.watching import watching
 from sftjax.select import describe, select
-from sftjax.train import Fit, Phase, chosen_mesh, replicate, run_phases
+from sftjax.train import (
+    Fit,
+    Phase,
+    chosen_mesh,
+    replay_phases,
+    replicate,
+    run_phases,
+    spread,
+)
 
 WHOLE_RUN = ("ewc", "child-d", "difference", "ema")
 """Methods whose state belongs to one partition; they do not go on from phase to phase."""
@@ -41,9 +50,10 @@ def finetune_in_phases(
     """Do what `finetune` does, phase by phase; each starts a new optimizer and schedule.
 
     The dose is shared among the phases that hold pretrained leaves, by their updates.
+
+    Raises:
+      ReplayDone: with what was found, where an update is to be made again.
     """
-    if training.replay is not None:
-        raise ValueError("a run in --phases cannot be replayed: each phase is a program of its own")
     name, own = parse(training.anchor)
     if name in WHOLE_RUN:
         raise ValueError(
@@ -77,9 +87,9 @@ def finetune_in_phases(
         anchor = anchor_of(params, ever, new=new)
     waiting = iter(plans)
 
-    def make(tx):
+    def bare(tx):
         accumulate = training.gradient_accumulation_steps
-        return around.around(compiled(next(waiting).method, tx, accumulate, training.on_nan))
+        return compiled(next(waiting).method, tx, accumulate, training.on_nan)
 
     def score(state: TrainState, fixed: Fixed) -> dict[str, float]:
         assert evaluate is not None
@@ -87,21 +97,36 @@ def finetune_in_phases(
 
     every = training.eval_steps or stream.steps_per_epoch
     options = loop_options(training, every)
+    begun: dict[str, Any] = {
+        "anchor": anchor,
+        "frozen_dtype": jnp.bfloat16 if training.bf16 else None,
+        "place": replicate if chosen_mesh() is None else lambda tree: tree,  # the step puts it
+        "folder": None if folder is None else folder / CHECKPOINTS,
+        "keeping": None if folder is None else keeping(folder, training),
+    }
+    if training.replay is not None:
+        found = replay_phases(
+            params,
+            phases,
+            bare,
+            spread(stream.at),
+            jax.random.key(training.seed),
+            training.replay,
+            **begun,
+            **{name: options[name] for name in ("metric", "greater_is_better", "patience")},
+        )
+        raise ReplayDone(found)
     with watching(training, folder, stream.at, num_steps, title=title, tell=tell) as around:
         run = run_phases(
             params,
             phases,
-            make,
+            lambda tx: around.around(bare(tx)),
             around.batch_at,
             jax.random.key(training.seed),
-            anchor=anchor,
-            frozen_dtype=jnp.bfloat16 if training.bf16 else None,
-            place=replicate if chosen_mesh() is None else lambda tree: tree,  # the step puts it
-            folder=None if folder is None else folder / CHECKPOINTS,
-            keeping=None if folder is None else keeping(folder, training),
             tell=tell,
             evaluate=None if evaluate is None else score,
             diagnose=diagnosing(plans[-1].method, training.gradient_accumulation_steps),
+            **begun,
             **around.options,
             **options,
         )

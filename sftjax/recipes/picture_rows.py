@@ -15,6 +15,7 @@ from sftjax.data import (
     Processor,
     Table,
     classes,
+    decoders,
     hold_out,
     image_splits,
     load_images,
@@ -251,10 +252,11 @@ def load_parts(
     Raises:
       ValueError: naming unreadable pictures, pairs that leak, or a class that a part lacks.
     """
-    images = {
-        name: load_images(table, processor, skip_corrupt=job.skip_corrupt)
-        for name, table in tables.items()
-    }
+    with decoders(job.dataloader_num_workers) as workers:
+        images = {
+            name: load_images(table, processor, skip_corrupt=job.skip_corrupt, workers=workers)
+            for name, table in tables.items()
+        }
     group = group_of(images["train"].table, job.pictures)
     tell_of_pictures(images, group, job.leaks, tell)
     rows = {

@@ -57,7 +57,7 @@ def device_memory() -> tuple[int, str] | None:
 def plan_table(
     memory: StepMemory, notes: dict[str, str], logits: int, room: tuple[int, str] | None
 ) -> str:
-    """Return bytes by kind, the compiler's own figures, and whether they fit.
+    """Return bytes by kind, the compiler's own figures beside them, and whether they fit.
 
     Args:
       memory: of the step.
@@ -80,7 +80,8 @@ def plan_table(
         f"compiled for {jax.default_backend()}: arguments {told_bytes(memory.arguments)}, "
         f"temporary {told_bytes(memory.temporary)}, outputs {told_bytes(memory.outputs)} of which "
         f"{told_bytes(memory.in_place)} in place",
-        f"at once {told_bytes(memory.total)}",
+        f"at once {told_bytes(memory.total)}; counted from shapes {told_bytes(memory.planned)}, "
+        f"{memory.planned / memory.total - 1:+.1%}",
     ]
     if room is None:
         lines.append("how much memory the device has is not known; say it with --memory 16GiB")

@@ -197,7 +197,8 @@ def picture_facts(
 ) -> dict[str, Any]:
     """Return what makes a run on pictures the one it is; `columns` is the job's field of them."""
     settings = dataclasses.asdict(job)
-    for name in ("output_dir", "model", "data", "eval_data", columns, "training"):
+    beside = ("output_dir", "model", "data", "eval_data", columns, "training")
+    for name in (*beside, "dataloader_num_workers"):
         settings.pop(name)
     return {
         "recipe": job.command,

@@ -22,6 +22,8 @@ from sftjax.recipes.images_job import TuneImages
 from sftjax.recipes.prepare import Classify
 from sftjax.recipes.progress import say
 from sftjax.recipes.report_to import read_log
+from sftjax.recipes.segment import segment
+from sftjax.recipes.segment_job import Segment
 from sftjax.recipes.summarize import summarize
 from sftjax.recipes.summarize_job import Summarize
 from sftjax.train import Replayed
@@ -33,6 +35,7 @@ _RECIPES: dict[str, tuple[type, Callable[..., Any]]] = {
     "diagnose": (Diagnose, diagnose),
     "summarize": (Summarize, summarize),
     "chat": (TuneChat, chat),
+    "segment": (Segment, segment),
 }
 
 
@@ -74,8 +77,8 @@ def replay_run(job: Replay, tell: Callable[[str], None] = say) -> ReplayedRun:
     path = job.folder / JOB_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{job.folder} has no {JOB_FILE}; a folder that sftjax classify, images, diagnose, "
-            "summarize or chat made has one"
+            f"{job.folder} has no {JOB_FILE}; a folder that sftjax {', '.join(_RECIPES)} made has "
+            "one, unless it is a sweep's"
         )
     try:
         noted = json.loads(path.read_text("utf8"))
@@ -90,7 +93,7 @@ def replay_run(job: Replay, tell: Callable[[str], None] = say) -> ReplayedRun:
     except ReplayDone as done:
         found = done.found
     else:
-        raise ValueError(f"{job.folder} holds a sweep, whose runs cannot be replayed one by one")
+        raise ValueError(f"{job.folder} holds no run whose updates can be made again one by one")
     lines = read_log(job.folder)
     updates = [e for e in lines if e["event"] == "update" and e["update"] == job.step]
     result = ReplayedRun(found, updates[-1] if updates else None)

@@ -104,14 +104,23 @@ def _lines(path: pathlib.Path) -> Iterator[Write]:
 
 
 def _numbers(event: Event) -> dict[str, float]:
-    """Return what can be drawn: the finite numbers of a record or an evaluation, by group."""
+    """Return what can be drawn: the finite numbers of a record or an evaluation, by group.
+
+    >>> _numbers({"event": "record", "step": 5, "loss": [0.5, 0.25], "seconds": 2.0})
+    {'train/loss/0': 0.5, 'train/loss/1': 0.25, 'train/seconds': 2.0}
+    """
     kinds = {"record": "train", "evaluation": "eval"}
     if (kind := kinds.get(event["event"])) is None:
         return {}
+    found: dict[str, Any] = {}
+    for name, value in event.items():
+        word = f"{kind}/{name.removeprefix('eval_')}"
+        runs = dict(enumerate(value)) if isinstance(value, list) else {}
+        found |= {f"{word}/{number}": one for number, one in runs.items()} or {word: value}
     return {
-        f"{kind}/{name.removeprefix('eval_')}": float(value)
-        for name, value in event.items()
-        if name != "step" and isinstance(value, int | float) and math.isfinite(value)
+        word: float(value)
+        for word, value in found.items()
+        if word != f"{kind}/step" and isinstance(value, int | float) and math.isfinite(value)
     }
 
 

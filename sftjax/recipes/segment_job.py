@@ -71,6 +71,8 @@ class Segment:
     skip_corrupt: bool = False
     """Leave out pictures that cannot be read, and list them; else they are refused. A mask that
     cannot be read is always refused."""
+    dataloader_num_workers: int = 0
+    """Processes that decode pictures; 0 decodes on the threads of this one."""
     overlays: int = 9
     """How many evaluation pictures are drawn with their masks."""
 

@@ -21,6 +21,7 @@ from sftjax.recipes.keeping import Keeper
 from sftjax.recipes.methods import METHODS, STRONG, parse
 from sftjax.recipes.prepare import Classify, Prepared
 from sftjax.recipes.progress import say
+from sftjax.recipes.report_to import check
 from sftjax.recipes.scoring import Scorer, check_metric
 from sftjax.recipes.streams import in_order, shuffled
 from sftjax.recipes.sweep_fit import fit_runs
@@ -142,6 +143,7 @@ def sweep(job: Job, ready: Prepared, tell: Callable[[str], None] = say) -> Swept
         for r in runs
     ]  # fmt: skip
     _check(job, ready, runs, worn, plans[0])
+    check(training.report_to)
     claim(job.output_dir, ready.facts)
 
     stream = prefix.above(ready.train, stream)

@@ -16,6 +16,7 @@ from sftjax.recipes.deciding import Decision
 from sftjax.recipes.images_job import TuneImages
 from sftjax.recipes.prepare import Classify, Prepared
 from sftjax.recipes.progress import progress
+from sftjax.recipes.report_to import reporting
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.weighing import Weighing, weighed
 from sftjax.recipes.worn import Worn
@@ -25,6 +26,7 @@ from sftjax.train import (
     SweepFit,
     compile_sweep_step,
     fit_sweep,
+    identity_of,
     init,
     linear_schedule,
     make_step,
@@ -57,7 +59,7 @@ def fit_runs(
     """Train the runs of a sweep from the same trunk, on every device there is.
 
     Args:
-      job: shared by the runs.
+      job: shared by the runs; its folder gets the log, with a list where the runs differ.
       runs: their settings.
       plans: what each of them would do alone.
       parts: of the model, or of what is above its kept prefix.
@@ -166,7 +168,12 @@ def fit_runs(
         )
         stacked, fixed, settings = replicate((stacked, fixed, settings))
         at = spread(at)
-    with progress("sweep", num_steps) as log, warnings.catch_warnings():
+    facts = identity_of(job.output_dir) or {}
+    with (
+        progress("sweep", num_steps) as log,
+        reporting(job.output_dir, training.report_to, facts) as watch,
+        warnings.catch_warnings(),
+    ):
         # Said by the recipe itself, by the run's setting.
         warnings.filterwarnings("ignore", message="run .* failed")
         fitted = fit_sweep(
@@ -174,6 +181,7 @@ def fit_runs(
             log=lambda record: log(
                 {"step": record["step"], "loss": float(np.nanmean(record["loss"]))}
             ),
+            watch=watch,
         )  # fmt: skip
     columns = {name: np.asarray(values).tolist() for name, values in settings.items()}
     inner = [

@@ -24,11 +24,13 @@ from sftjax.train.memory import StepMemory, kept_for_backward, step_memory
 from sftjax.train.meshes import make_mesh, parse_mesh, row_shards
 from sftjax.train.on_mesh import copies, first_copy, pmap_step
 from sftjax.train.pace import STARVING
-from sftjax.train.phases import Phase, Phased, PhaseEnd, gradual, lp_ft, run_phases
+from sftjax.train.phase_start import Phase, PhaseEnd
+from sftjax.train.phases import Phased, gradual, lp_ft, run_phases
 from sftjax.train.prefix import Kept, keep_prefix, with_prefix
 from sftjax.train.processes import join_processes, meet, on_host, patience, processes
 from sftjax.train.reference import reference_columns, with_columns, with_reference
 from sftjax.train.replay import Replayed, replay
+from sftjax.train.replay_phases import replay_phases
 from sftjax.train.run_home import changes_of, claim, identity_of
 from sftjax.train.schedule import linear_schedule
 from sftjax.train.step import Step, compile_step, init, make_step
@@ -42,6 +44,7 @@ from sftjax.train.sweep import (
     take_run,
 )
 from sftjax.train.sweep_loop import SweepFit, fit_sweep, tidy
+from sftjax.train.together import all_agree, together
 from sftjax.train.window import Event, Record
 
 __all__ = [
@@ -65,6 +68,7 @@ __all__ = [
     "SweepFit",
     "abstract_batch",
     "abstract_state",
+    "all_agree",
     "automatic",
     "changes_of",
     "chosen_mesh",
@@ -110,6 +114,7 @@ __all__ = [
     "put_rows",
     "reference_columns",
     "replay",
+    "replay_phases",
     "replicate",
     "row_shards",
     "run_phases",
@@ -125,6 +130,7 @@ __all__ = [
     "sweep_memory",
     "take_run",
     "tidy",
+    "together",
     "use_mesh",
     "with_columns",
     "with_prefix",

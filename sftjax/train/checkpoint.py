@@ -6,7 +6,7 @@ import pathlib
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import jax
 from sftjax.core import PyTree, TrainState, redact
 from sftjax.train.digest import digests, forms
 from sftjax.train.run_home import differences
+from sftjax.train.together import all_agree
 
 _METADATA = "_CHECKPOINT_METADATA"
 """Where orbax keeps the facts of a checkpoint; its own reader opens every array beside."""
@@ -212,6 +213,17 @@ class Checkpoints:
         self._open()
 
     def _load(self, step: int, like: TrainState) -> Saved:
+        tree, facts, digest = _in_all(lambda: self._read(step, like))
+        found = digests(tree)
+
+        def check() -> None:
+            if bad := sorted(path for path in digest if found.get(path) != digest[path]):
+                raise ValueError(f"{len(bad)} leaves are not what was saved, first {bad[0]}")
+
+        _in_all(check)
+        return Saved(tree["state"], tree["best"], facts)
+
+    def _read(self, step: int, like: TrainState) -> tuple[Any, dict[str, Any], dict[str, str]]:
         facts = json.loads((self._folder / str(step) / _METADATA).read_text("utf8"))
         facts = facts["custom_metadata"]
         has_best, identity = facts.pop("has_best"), facts.pop("identity")
@@ -221,11 +233,7 @@ class Checkpoints:
         wanted = {"state": like, "best": like.trainable if has_best else None}
         if form != forms(wanted):
             raise _OtherRun(_other_form(form, forms(wanted)))
-        tree = self._checkpointer.load(step, wanted)
-        found = digests(tree)
-        if bad := sorted(path for path in digest if found.get(path) != digest[path]):
-            raise ValueError(f"{len(bad)} leaves are not what was saved, first {bad[0]}")
-        return Saved(tree["state"], tree["best"], facts)
+        return self._checkpointer.load(step, wanted), facts, digest
 
     def _compare(self, step: int, identity: Mapping[str, Any]) -> None:
         assert self._identity is not None
@@ -240,6 +248,18 @@ class Checkpoints:
             f"checkpoint {step} was made with something else ({differ}); going on as asked",
             stacklevel=4,
         )
+
+
+def _in_all(read: Callable[[], Any]) -> Any:
+    """Read something; what one of several processes cannot read is read by none of them."""
+    found, failed = None, None
+    try:
+        found = read()
+    except _UNREADABLE as error:
+        failed = error
+    if not all_agree(failed is None):
+        raise failed or OSError("another process cannot read it")
+    return found
 
 
 def _other_form(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:

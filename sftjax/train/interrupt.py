@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from sftjax.train.together import together
+
 RESUME = 75
 """The exit code of a run that was asked to stop and has saved: start the same command again.
 (EX_TEMPFAIL of sysexits.h: "try again later".)"""
@@ -34,11 +36,15 @@ class Interrupted(Exception):
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[Callable[[int], bool]]:
+def stop_on_signals(*, every: int = 1) -> Iterator[Callable[[int], bool]]:
     """Turn SIGTERM and the first SIGINT into a question that a loop may ask.
 
     A second Ctrl-C is a KeyboardInterrupt as ever. Outside of the main thread, where Python lets
-    nobody change signal handlers, nothing is changed.
+    nobody change signal handlers, nothing is changed. One of several processes tells the others,
+    and all of them answer yes at the same update (`together`), whichever was asked.
+
+    Args:
+      every: several processes look whether another was asked at multiples of this.
 
     Yields:
       `interrupted(step)`: whether somebody has asked to stop; what `fit` takes.
@@ -58,11 +64,11 @@ def stop_on_signals() -> Iterator[Callable[[int], bool]]:
         asked.append(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
+        yield together(lambda step: False, every=every)
         return
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda step: bool(asked)
+        yield together(lambda step: bool(asked), every=every)
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

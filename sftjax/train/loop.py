@@ -11,6 +11,7 @@ from sftjax.core import Batch, Fixed, PyTree, TrainState
 from sftjax.train.checkpoint import Checkpoints, Saved
 from sftjax.train.finite import Diagnose, OnNan
 from sftjax.train.interrupt import Interrupted
+from sftjax.train.layout import pinned
 from sftjax.train.pace import Pace
 from sftjax.train.step import Step
 from sftjax.train.window import Event, NotFinite, Record, Window, rows_of
@@ -106,7 +107,7 @@ def fit(
         there is nowhere to roll back to.
     """
     run = Run([], [], [])
-    best: PyTree | None = None
+    state, best = pinned(state), None
     if on_nan == "rollback" and checkpoints is None:
         raise ValueError('on_nan="rollback" goes back to a checkpoint; give checkpoints=')
     if checkpoints is not None and (saved := checkpoints.latest(state)) is not None:
@@ -151,7 +152,7 @@ def fit(
         watch({"event": "save", "step": number, "blocked": blocked, "failed": checkpoints.failed})
 
     window = Window(record, skipped, watch, run.window)
-    stopped = _stalled(run.history, metric, greater_is_better, patience)
+    stopped = stalled(run.history, metric, greater_is_better, patience)
     number = start
     while number < num_steps and not stopped:
         batch = pace.fetch(batch_at, run.position(number), window.idle)
@@ -188,7 +189,7 @@ def fit(
                 watch({"event": "evaluation", "step": number, **values})
                 if log is not None:
                     log(run.history[-1])
-                stopped = _stalled(run.history, metric, greater_is_better, patience)
+                stopped = stalled(run.history, metric, greater_is_better, patience)
             if checkpoints is not None and (due_save or stopped or asked):
                 save(best)
             if asked and not stopped:
@@ -284,7 +285,7 @@ def _improves(history: list[Record], value: float, metric: str, greater: bool) -
     return not before or (value > max(before) if greater else value < min(before))
 
 
-def _stalled(history: list[Record], metric: str, greater: bool, patience: int) -> bool:
+def stalled(history: list[Record], metric: str, greater: bool, patience: int) -> bool:
     """Whether the last `patience` evaluations brought no new best."""
     values = list(_scores(history, metric).values())
     if not patience or len(values) <= patience:

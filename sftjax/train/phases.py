@@ -17,53 +17,21 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from sftjax.core import (
-    clocks_of,
-    combine,
-    count,
-    file_name,
-    flatten,
-    holes,
-    map_with_path,
-    owner_of,
-    partition,
-)
-from sftjax.core.state import Batch, Fixed, PyTree, TrainState
+from sftjax.core import combine, count, file_name, flatten, partition
+from sftjax.core.state import Batch, PyTree
 from sftjax.train.checkpoint import open_checkpoints
 from sftjax.train.loop import fit
-from sftjax.train.step import Step, init
+from sftjax.train.phase_start import (
+    Phase,
+    PhaseEnd,
+    begin_phase,
+    end_phase,
+    goes_on,
+    join_late,
+    resting,
+)
+from sftjax.train.step import Step
 from sftjax.train.window import Event, Record
-
-SETTINGS = ("hyperparams", "mask")
-"""Fields of an optimizer's state that hold what the caller set; a new phase's own are used."""
-
-
-class Phase(NamedTuple):
-    """A stretch of a run during which the same leaves move."""
-
-    name: str
-    trainable: PyTree
-    """bool tree of the params' structure (`Selection.trainable`)."""
-    tx: optax.GradientTransformation
-    num_steps: int
-    """Updates in this phase."""
-    reset_optimizer: bool = False
-    """Start moments, counters and schedules anew. If not, those of leaves that keep moving go on,
-    and a schedule goes on too: it counts the updates since the last reset."""
-
-
-class PhaseEnd(NamedTuple):
-    """Where a phase ended: an ordinary tree, and enough to go on from."""
-
-    phases: int
-    """Phases done."""
-    params: PyTree
-    """All leaves, those that moved in any phase at their last values."""
-    state: TrainState
-    late: PyTree
-    """int for each moving leaf: how old the optimizer was when the leaf began to move."""
-    age: int
-    """Updates since the optimizer was last reset."""
 
 
 class Phased(NamedTuple):
@@ -165,9 +133,9 @@ def run_phases(
             f"move ({count(partition(params, phase.trainable)[0]):,} parameters), updates {begins} "
             f"to {stops}, {'kept' if keeps else 'new'} optimizer; compiles once"
         )
-        state, fixed, late = _begin(
+        state, fixed, late = begin_phase(
             params, phase, key, end,
-            anchor=_moving(anchor, phase), importance=_moving(importance, phase),
+            anchor=anchor, importance=importance,
             model_state=model_state, held_state=held_state, frozen_dtype=frozen_dtype,
         )  # fmt: skip
         step = make(join_late(phase.tx, late))
@@ -175,24 +143,20 @@ def run_phases(
         with contextlib.ExitStack() as stack:
             saved = None
             if folder is not None:
-                home = pathlib.Path(folder) / f"{number + 1}-{file_name(phase.name)}"
+                home = home_of(folder, number, phase)
                 saved = stack.enter_context(open_checkpoints(home, **(keeping or {})))
             ran = fit(step, state, fixed, batch_at, stops, checkpoints=saved, **options)
-        # From the params, not from fixed.frozen: those may be rounded to frozen_dtype.
-        rest = partition(params if end is None else end.params, phase.trainable)[1]
-        made = int(ran.state.step) - begins
-        end = PhaseEnd(
-            phases=number + 1,
-            params=combine(ran.state.trainable, rest),
-            state=ran.state,
-            late=late,
-            age=made + (end.age if keeps and end is not None else 0),
-        )
-        best = combine(ran.best, rest)
+        best = combine(ran.best, resting(params, phase, end))
+        end = end_phase(params, phase, end, ran.state, late)
         history += ran.history
         seconds, faults = seconds + ran.seconds, (*faults, *ran.faults)
     assert end is not None
     return Phased(end.params, best, end, history, seconds, faults)
+
+
+def home_of(folder: str | os.PathLike[str], number: int, phase: Phase) -> pathlib.Path:
+    """Return where a phase, counted from 0, keeps its checkpoints."""
+    return pathlib.Path(folder) / f"{number + 1}-{file_name(phase.name)}"
 
 
 def lp_ft(
@@ -255,95 +219,6 @@ def gradual(
     ]
 
 
-def join_late(
-    tx: optax.GradientTransformation, late: PyTree
-) -> optax.GradientTransformationExtraArgs:
-    r"""Give leaves that joined a running optimizer a clock of their own for their moments.
-
-    Adam divides its moments by $1 - \beta^t$, and optax keeps one t for all leaves. A leaf whose
-    moments begin at zero when t is already large would step
-    $(1 - \beta_1) / \sqrt{1 - \beta_2} = 3.2$ times too far at first and over 6 times some updates
-    later. Here a leaf that joined at age a is updated with t - a. Only counters named `count` that
-    stand beside moments are moved so; a schedule's counter keeps the run's time.
-
-    Args:
-      tx: the optimizer; each distinct age costs one more trace of it.
-      late: an int for each moving leaf: how many updates `tx` had made when the leaf joined.
-
-    Returns:
-      A transform with the very state of `tx`.
-
-    >>> tx = join_late(optax.adam(1.0), {"old": 0, "new": 1000})
-    >>> g = {"old": jnp.ones(1), "new": jnp.ones(1)}
-    >>> first, rest = tx.init(g)
-    >>> updates, _ = tx.update(g, (first._replace(count=jnp.int32(1000)), rest))
-    >>> round(float(updates["new"][0]), 3), round(float(updates["old"][0]), 3)
-    (-1.0, -2.515)
-    """
-    inner = optax.with_extra_args_support(tx)
-    late_of = flatten(late)
-    ages = sorted(set(late_of.values()))
-    if ages in ([], [0]):
-        return inner
-
-    def update(
-        updates: PyTree, state: optax.OptState, params: PyTree | None = None, **extra: Any
-    ) -> tuple[PyTree, optax.OptState]:
-        clocks = clocks_of(state, late_of)
-
-        def at(state: optax.OptState, by: int) -> optax.OptState:
-            return map_with_path(lambda where, n: n + by if where in clocks else n, state)
-
-        made = [inner.update(updates, at(state, -age), params, **extra) for age in ages]
-
-        def pick(path: str, *options: Array) -> Array:
-            return options[ages.index(late_of.get(path, ages[0]))]
-
-        moved = map_with_path(pick, *(moved for moved, _ in made))
-        states = (at(after, age) for (_, after), age in zip(made, ages, strict=True))
-        return moved, map_with_path(
-            lambda where, *options: pick(owner_of(where, late_of), *options), *states
-        )
-
-    return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
-def _begin(
-    params: PyTree, phase: Phase, key: Array, end: PhaseEnd | None, **options: Any
-) -> tuple[TrainState, Fixed, PyTree]:
-    """Return what a phase starts from, and when its leaves joined."""
-    now = params if end is None else end.params
-    if end is not None:
-        options["model_state"] = end.state.model_state
-    state, fixed = init(now, phase.trainable, phase.tx, key, **options)
-    if end is not None:
-        state = state._replace(step=jnp.copy(end.state.step))
-    if end is None or phase.reset_optimizer:
-        return state, fixed, jax.tree.map(lambda _: 0, state.trainable)
-    joined, moving = flatten(end.late), flatten(state.trainable)
-    before = flatten(end.state.opt_state)
-
-    def carry(where: str, leaf: Array) -> Array:
-        # A copy: this state will be donated, the last one still belongs to the caller.
-        return jnp.copy(before[where]) if _goes_on(where, moving, joined) else leaf
-
-    late = map_with_path(lambda path, _: joined.get(path, end.age), state.trainable)
-    return state._replace(opt_state=map_with_path(carry, state.opt_state)), fixed, late
-
-
-def _moving(tree: PyTree | None, phase: Phase) -> PyTree | None:
-    keep = lambda moves, leaf: leaf if moves else None  # noqa: E731
-    return None if tree is None else jax.tree.map(keep, phase.trainable, tree, is_leaf=holes)
-
-
-def _goes_on(where: str, moving: Collection[str], moved: Collection[str]) -> bool:
-    """Whether an array of the optimizer's state is taken over from the phase before."""
-    owner = owner_of(where, moving)
-    if owner and owner not in moved:
-        return False
-    return not any(name in SETTINGS for name in where.removesuffix(owner).split("/"))
-
-
 def _check(params: PyTree, phases: Sequence[Phase], options: dict[str, Any]) -> None:
     if not phases:
         raise ValueError("the list of phases is empty: give at least one Phase")
@@ -378,7 +253,7 @@ def _check_form(params: PyTree, before: Phase, phase: Phase, name: str) -> None:
 
     (moved, old), (moving, new) = form(before), form(phase)
     for where, shape in new.items():
-        if _goes_on(where, moving, moved) and old.get(where) != shape:
+        if goes_on(where, moving, moved) and old.get(where) != shape:
             raise ValueError(
                 f"{name} keeps the optimizer of {before.name!r}, but its tx has another form (its "
                 f"state holds {where}, and that of {before.name!r} has no such array); build both "

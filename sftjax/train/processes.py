@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
-from sftjax.core import PyTree
+from sftjax.core import PyTree, gathered
 
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 """What plain processes may be told by: `host:port` of the first, how many, and which of them."""
@@ -125,15 +124,7 @@ def on_host(tree: PyTree) -> PyTree:
     >>> on_host({"w": jax.numpy.ones(2)})
     {'w': array([1., 1.], dtype=float32)}
     """
-
-    def whole(leaf: jax.Array) -> np.ndarray:
-        if leaf.is_fully_addressable or leaf.is_fully_replicated:
-            return np.asarray(leaf)
-        from jax.experimental import multihost_utils
-
-        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-
-    return jax.tree.map(whole, tree)
+    return jax.tree.map(gathered, tree)
 
 
 @contextmanager

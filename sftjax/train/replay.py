@@ -7,6 +7,7 @@ import jax
 
 from sftjax.core import Batch, Fixed, TrainState
 from sftjax.train.checkpoint import Checkpoints
+from sftjax.train.layout import pinned
 from sftjax.train.loop import Run
 from sftjax.train.step import Step
 
@@ -59,7 +60,29 @@ def replay(
     """
     if number < 0:
         raise ValueError(f"updates are counted from 0; there is no update {number}")
-    run = Run([], [], [])
+    state, run, since = reach(step, state, fixed, batch_at, number, checkpoints)
+    batch = batch_at(run.position(number))
+    kept = jax.tree.map(jax.numpy.copy, state)
+    _, metrics = step(state, fixed, batch)
+    return Replayed(kept, batch, {name: float(value) for name, value in metrics.items()}, since)
+
+
+def reach(
+    step: Step,
+    state: TrainState,
+    fixed: Fixed,
+    batch_at: Callable[[int], Batch],
+    number: int,
+    checkpoints: Checkpoints | None,
+) -> tuple[TrainState, Run, int]:
+    """Return the state before update `number`, what is known of its run, and since when it ran.
+
+    The arguments are those of `replay`.
+
+    Raises:
+      ValueError: if the given state is already beyond it.
+    """
+    run, state = Run([], [], []), pinned(state)
     if checkpoints is not None:
         saved = checkpoints.latest(state, at_most=number)
         if saved is not None:
@@ -69,7 +92,4 @@ def replay(
         raise ValueError(f"the state stands at update {since}, beyond update {number}")
     for before in range(since, number):
         state, _ = step(state, fixed, batch_at(run.position(before)))
-    batch = batch_at(run.position(number))
-    kept = jax.tree.map(jax.numpy.copy, state)
-    _, metrics = step(state, fixed, batch)
-    return Replayed(kept, batch, {name: float(value) for name, value in metrics.items()}, since)
+    return state, run, since

@@ -1,6 +1,5 @@
 """The loop of a sweep: the same steps for every run, metrics read one update late, a tidy table."""
 
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +9,9 @@ import numpy as np
 
 from sftjax.core import Batch, Fixed, Metrics, TrainState
 from sftjax.train.grid import name_of
+from sftjax.train.pace import Pace
 from sftjax.train.sweep import Settings, SweepStep
+from sftjax.train.window import Event
 
 
 class SweepFit(NamedTuple):
@@ -35,6 +36,7 @@ def fit_sweep(
     *,
     log_steps: int = 10,
     log: Callable[[dict[str, Any]], None] | None = None,
+    watch: Callable[[Event], None] = lambda event: None,
 ) -> SweepFit:
     """Train every run to `num_steps` updates, from wherever their states stand.
 
@@ -47,6 +49,9 @@ def fit_sweep(
       num_steps: updates in the whole run.
       log_steps: updates in a training record; 0 makes one record, at the end.
       log: called with each new record.
+      watch: called with each event, as in `fit`: `start` (or `resume`) with the runs' names,
+        `update`, `record` with its pace, and `fault` when a run has failed. What differs between
+        runs is a list.
 
     Returns:
       A `SweepFit`. A run that fails stays in the states and the history as what it is, not finite;
@@ -75,25 +80,41 @@ def fit_sweep(
     history: list[dict[str, Any]] = []
     rows: list[dict[str, np.ndarray]] = []
     pending: Metrics | None = None
+    watch({"event": "resume" if start else "start", "step": start, "runs": names})
 
     def read(metrics: Metrics | None, update: int) -> None:
-        if metrics is not None:
-            rows.append({name: np.asarray(value) for name, value in metrics.items()})
-            _find_failed(rows[-1], update, names, failed)
+        if metrics is None:
+            return
+        rows.append({name: np.asarray(value) for name, value in metrics.items()})
+        watch({"event": "update", "update": update, **_lists(rows[-1])})
+        before = set(failed)
+        _find_failed(rows[-1], update, names, failed)
+        for name in [name for name in failed if name not in before]:
+            what = "its loss or gradient is not finite"
+            watch({"event": "fault", "update": update, "run": name, "what": what, "did": "failed"})
 
-    tick = time.perf_counter()
+    def idle() -> bool:
+        return pending is None or pending["loss"].is_ready()
+
+    pace = Pace()
     while number < num_steps:
-        states, metrics = step(states, fixed, settings, batch_at(number))
+        batch = pace.fetch(batch_at, number, idle)
+        states, metrics = step(states, fixed, settings, batch)
         read(pending, number - 1)  # one update late: the device is already at work on this one
         pending, number = metrics, number + 1
         if number == num_steps or (log_steps > 0 and number % log_steps == 0):
             read(pending, number - 1)
             history.append({"step": number, **_means(rows)})
             pending, rows = None, []
+            pace.pause()
+            watch({"event": "record", "step": number, **_lists(history[-1]), **pace.read()})
+            pace.go_on()
             if log is not None:
                 log(history[-1])
     jax.block_until_ready(states.trainable)
-    return SweepFit(states, history, failed, time.perf_counter() - tick)
+    pace.pause()
+    pace.read()
+    return SweepFit(states, history, failed, pace.seconds)
 
 
 def tidy(runs: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -121,6 +142,10 @@ def tidy(runs: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> list[d
         {**run, **{name: column[number] for name, column in columns.items()}}
         for number, run in enumerate(runs)
     ]
+
+
+def _lists(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: np.asarray(value).tolist() for name, value in row.items()}
 
 
 def _names(settings: Settings) -> list[str]:

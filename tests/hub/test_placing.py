@@ -1,14 +1,15 @@
 """Leaves go to the devices part by part; what was cut over files and devices is put together."""
 
 import json
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sftjax.core import flatten
+from sftjax.core import flatten, unflatten
 from sftjax.hub import by_rules, load, save
 from sftjax.models import Head, build
 
@@ -17,6 +18,8 @@ LLAMA = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24,
     "max_position_embeddings": 32,
 }  # fmt: skip
+BROAD = {"hidden_size": 256, "num_hidden_layers": 5, "intermediate_size": 512}
+"""Leaves of half a megabyte, of nine megabytes together."""
 RULES = [
     ("**/q_proj/kernel", PartitionSpec(None, "model")),
     ("**/down_proj/kernel", PartitionSpec("model")),
@@ -57,6 +60,35 @@ def test_few_bits_are_not_laid_out(folder):
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
     with pytest.raises(ValueError, match="leave out quantize or sharding"):
         load(folder, quantize="nf4", sharding=by_rules(mesh, []))
+
+
+def test_a_sharded_model_is_saved_with_one_leaf_at_a_time_on_the_host(tmp_path):
+    model = build(LLAMA | BROAD, Head("causal-lm"))
+    draw = np.random.default_rng(0)
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
+    leaves = {}
+    for path, shape in flatten(model.shapes()).items():
+        cut = PartitionSpec("fsdp") if len(shape.shape) > 1 else PartitionSpec()
+        values = draw.normal(size=shape.shape).astype(np.float32)
+        leaves[path] = jax.device_put(values, NamedSharding(mesh, cut))
+    sizes = [leaf.nbytes for leaf in leaves.values()]
+    assert sum(sizes) > 12 * max(sizes)
+    expected = {path: np.array(leaf) for path, leaf in list(leaves.items())[::4]}
+
+    def peak_of(**report):
+        tracemalloc.start()
+        try:
+            save(tmp_path / "saved", model, unflatten(leaves), **report)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    # A leaf, its transpose, and what Python itself takes.
+    assert peak_of() < 2 * max(sizes) + 1_500_000
+    again = load(tmp_path / "saved")
+    assert peak_of(report=again.report) < 2 * max(sizes) + 1_500_000
+    for path, values in expected.items():
+        np.testing.assert_array_equal(flatten(again.params)[path], values)
 
 
 def test_everything_beside_the_weights_goes_with_them(folder, tmp_path):

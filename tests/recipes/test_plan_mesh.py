@@ -39,6 +39,8 @@ def test_layers_of_a_7b_llama_take_what_is_planned_on_eight_devices(tmp_path):
     assert memory.moments < 2 * memory.trained * 1.01
     counted = memory.frozen + memory.trained + memory.moments + memory.anchor + memory.batch
     assert abs(counted / memory.arguments - 1) < 0.05
+    # Beside what is counted the program has room to work: weights fetched whole, on CPU many.
+    assert 0.7 < memory.planned / memory.total < 1.02
     assert found.fits
     assert found.batch["input_ids"].shape == (4, 128)
 

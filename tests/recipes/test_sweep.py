@@ -19,6 +19,7 @@ from sftjax.recipes.classify import Classify, classify
 from sftjax.recipes.deciding import pretrained
 from sftjax.recipes.finetune import finetune
 from sftjax.recipes.keeping import Reference
+from sftjax.recipes.report_to import read_log
 from sftjax.recipes.sweep import training_of_run
 from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.text_rows import Columns, encode_rows, labels_of
@@ -121,6 +122,12 @@ def test_the_folder_is_whole(finished):
     assert len(facts["differences"]) == 1
     assert (folder / "plots" / "sweep.png").stat().st_size > 0
     assert not (folder / "model").exists()
+    log = read_log(folder)
+    updates = [event for event in log if event["event"] == "update"]
+    assert [event["update"] for event in updates] == list(range(4))
+    assert all(len(event["loss"]) == 4 for event in updates)
+    assert [event["step"] for event in log if event["event"] == "record"] == [2, 4]
+    assert len(log[0]["runs"]) == 4
     report = (folder / "report.md").read_text()
     assert "paired by seed" in report
     assert "same batches" in report

@@ -155,6 +155,10 @@ def test_an_update_of_a_run_is_replayed_to_the_bit(tiny_model, few, tmp_path, ca
     assert found.found.metrics["loss"] == logged[1]
     assert found.found.since == 0
     assert int(found.found.state.step) == 1
+    phased = tmp_path / "phased"
+    assert main(options(tiny_model, few, phased, "--phases", "lp", "last:1")) == 0
+    for number in (1, 4):
+        assert replay_run(Replay(phased, number), lambda text: None).same
     # Other rows under the same name are refused, or accepted and noted.
     other = tmp_path / "other.csv"
     other.write_text("".join(few.read_text().splitlines(keepends=True)[:25]))

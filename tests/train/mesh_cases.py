@@ -135,6 +135,20 @@ def llama(accumulate=1):
     return Case(make_step(objective, tx, accumulate=accumulate), state, fixed, batches)
 
 
+def tiny_llama(place=None):
+    """Return a model and its drawn params, laid out by `place`."""
+    model = build(LLAMA, Head("causal-lm"))
+    leaves = flatten(drawn(model.shapes()))
+    if place is not None:
+        leaves = {
+            path: jax.make_array_from_callback(
+                leaf.shape, place(path, leaf.shape), np.asarray(leaf).__getitem__
+            )
+            for path, leaf in leaves.items()
+        }
+    return model, unflatten(leaves)
+
+
 def resnet(accumulate=1):
     """All of a convolutional network; its batch norms follow the batches, pictures are mixed."""
     model = build(RESNET, Head("image", ("a", "b", "c")))

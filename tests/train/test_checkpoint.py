@@ -1,6 +1,8 @@
 """Checkpoints: checked leaf by leaf, restored onto other meshes, and safe from damage and disks."""
 
+import contextlib
 import resource
+import sys
 import warnings
 
 import jax
@@ -10,8 +12,22 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+sys.path.insert(0, __file__.rpartition("/")[0])
+import mesh_cases
+
 from sftjax.core import flatten
-from sftjax.train import Saved, digests, init, open_checkpoints
+from sftjax.train import (
+    Interrupted,
+    Saved,
+    compile_step,
+    digests,
+    fit,
+    init,
+    make_mesh,
+    open_checkpoints,
+    place_state,
+    spread,
+)
 
 TX = optax.adam(1e-2)
 
@@ -94,6 +110,40 @@ def test_a_checkpoint_is_restored_onto_another_mesh(tmp_path):
         assert found is not None
         assert bits(found.state) == bits(state)
         assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, found.state, like))
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
+def test_a_run_goes_on_on_another_mesh_with_the_same_batches_and_losses(tmp_path):
+    case = mesh_cases.mlp()
+    step, state, losses = compile_step(case.step), case.again(), []
+    for number in range(9):
+        state, metrics = step(state, case.fixed, case.batches.at(number))
+        losses.append(float(metrics["loss"]))
+    asked = []
+    for words, devices, stop in (("data=8", 8, 4), ("fsdp=2,tensor=2", 4, 99)):
+        mesh = make_mesh(words, jax.devices()[:devices])
+        place = mesh_cases.rules(mesh)
+
+        def at(number, mesh=mesh):
+            asked.append(number)
+            return spread(case.batches.at, mesh)(number)
+
+        with (
+            open_checkpoints(tmp_path) as checkpoints,
+            contextlib.nullcontext() if stop > 9 else pytest.raises(Interrupted, match="update 4"),
+        ):
+            run = fit(
+                compile_step(case.step, mesh, place),
+                *place_state(case.again(), case.fixed, mesh, place), at, 9,
+                checkpoints=checkpoints, interrupted=lambda number, stop=stop: number == stop,
+                log_steps=1,
+            )  # fmt: skip
+    assert asked == list(range(9))
+    assert [row["step"] for row in run.history] == list(range(1, 10))
+    np.testing.assert_allclose([row["loss"] for row in run.history], losses, rtol=1e-5)
+    ours = flatten(run.state.trainable)
+    for path, leaf in flatten(state.trainable).items():
+        np.testing.assert_allclose(ours[path], leaf, rtol=0, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's own loops

@@ -9,7 +9,20 @@ import optax
 import pytest
 
 from sftjax.core import Aux, Loss
-from sftjax.train import claim, compile_step, fit, init, make_step, open_checkpoints
+from sftjax.train import (
+    Interrupted,
+    claim,
+    compile_step,
+    fit,
+    init,
+    make_mesh,
+    make_step,
+    open_checkpoints,
+    place_state,
+    replay,
+    replicate,
+    spread,
+)
 
 TARGET = np.linspace(-1.0, 1.0, 12, dtype=np.float32).reshape(4, 3)
 
@@ -74,6 +87,45 @@ def test_resumed_equals_uninterrupted(compiled, tmp_path):
     assert_same_bytes(whole.best, resumed.best)
     assert whole.history == resumed.history
     assert whole.best_step == resumed.best_step
+
+
+PROGRAMS = []
+"""Names of what was compiled, or taken from the compilation cache, as jax says it."""
+
+
+def heard(event, duration, **about):
+    if event == "/jax/core/compile/backend_compile_duration":
+        PROGRAMS.append(about.get("fun_name", ""))
+
+
+jax.monitoring.register_event_duration_secs_listener(heard)
+
+
+@pytest.mark.parametrize("where", ["one device", "every device", "a mesh"])
+def test_a_resumed_run_takes_the_program_of_the_run_before(where, tmp_path):
+    """Fresh or restored, the state is committed, laid out and typed alike."""
+    tx, mesh = optax.inject_hyperparams(optax.adamw)(3e-2), make_mesh("data=4,fsdp=2")
+
+    def named(state, fixed, batch):
+        return make_step(objective, tx)(state, fixed, batch)
+
+    step = compile_step(named, mesh) if where == "a mesh" else compile_step(named)
+    at = spread(batch_at, mesh) if where == "a mesh" else batch_at
+
+    def begin():
+        state, fixed = start(tx)
+        if where == "a mesh":
+            return place_state(state, fixed, mesh)
+        return (state, fixed) if where == "one device" else replicate((state, fixed))
+
+    PROGRAMS.clear()
+    with open_checkpoints(tmp_path) as checkpoints, pytest.raises(Interrupted):
+        fit(step, *begin(), at, 5, checkpoints=checkpoints, interrupted=lambda number: number == 3)
+    with open_checkpoints(tmp_path) as checkpoints:
+        fit(step, *begin(), at, 5, checkpoints=checkpoints)
+        replay(step, *begin(), at, 4, checkpoints=checkpoints)
+        replay(step, *begin(), at, 2)
+    assert sum("named" in name for name in PROGRAMS) == 1
 
 
 def test_a_torn_newest_checkpoint_falls_back_to_the_one_before(compiled, tmp_path):

@@ -10,7 +10,9 @@ import pytest
 from sftjax.anchor.adamw import adamw
 from sftjax.core import Aux, Loss, flatten, map_with_path
 from sftjax.train.devices import replicate, spread
-from sftjax.train.phases import Phase, gradual, join_late, lp_ft, run_phases
+from sftjax.train.phase_start import join_late
+from sftjax.train.phases import Phase, gradual, lp_ft, run_phases
+from sftjax.train.replay_phases import replay_phases
 from sftjax.train.step import compile_step, init, make_step
 
 WIDTH, BLOCKS = 6, 3
@@ -113,6 +115,30 @@ def test_the_second_phase_starts_from_the_first_ones_weights_step_and_data():
         state, _ = step(state, fixed, batch_at(number))
     assert bytes_of(ended.params) == bytes_of(state.trainable)
     assert [entry["step"] for entry in ended.history] == [4, 7]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_update_of_any_phase_is_replayed_to_the_bit(kept, tmp_path):
+    tx = adamw(1e-2, strength=0.3)
+    phases = [Phase("a", moves("head"), tx, 4), Phase("b", moves("layer/2", "head"), tx, 5)]
+    logged = {}
+
+    def watch(event):
+        if event["event"] == "update":
+            logged[event["update"]] = event["loss"], event["grad_norm"]
+
+    run(phases, anchor=params_of(), folder=tmp_path if kept else None, save_steps=3, watch=watch)
+    for number, since in ((1, 0), (3, 3), (4, 4), (8, 6)):  # saved at 3, 4, 6 and 9
+        found = replay_phases(
+            params_of(), phases, make, batch_at, KEY, number, anchor=params_of(),
+            folder=tmp_path if kept else tmp_path / "none",
+        )  # fmt: skip
+        assert (found.metrics["loss"], found.metrics["grad_norm"]) == logged[number]
+        assert int(found.state.step) == number
+        assert found.since == (since if kept else 4 * (number >= 4))
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(ValueError, match="the run has 9 updates"):
+        replay_phases(params_of(), phases, make, batch_at, KEY, 9, anchor=params_of())
 
 
 @pytest.mark.parametrize("folder", [False, True])

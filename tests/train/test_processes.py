@@ -14,10 +14,20 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, __file__.rpartition("/")[0])
-from mesh_cases import CASES, STEPS
+from mesh_cases import CASES, STEPS, rules, tiny_llama
 
 from sftjax.core import flatten
-from sftjax.train import compile_step, join_processes, patience
+from sftjax.hub import load
+from sftjax.train import (
+    Saved,
+    compile_step,
+    join_processes,
+    make_mesh,
+    open_checkpoints,
+    patience,
+    place_state,
+    spread,
+)
 
 HERE = pathlib.Path(__file__).parent
 RUNS = [("mlp", "data=4", 4), ("bert", "data=2,fsdp=2", 2), ("resnet", "data=2,fsdp=2", 2)]
@@ -47,7 +57,7 @@ def start(case, mesh, size, folder, each=1, trouble=""):
     ]  # fmt: skip
 
 
-def ended(running, seconds=240):
+def ended(running, seconds=480):
     """Wait for the processes; return their exit codes and last words."""
     try:
         words = [process.communicate(timeout=seconds)[1] for process in running]
@@ -75,6 +85,38 @@ def test_several_processes_are_one_run(case, mesh, size, tmp_path):
     with np.load(tmp_path / "weights.npz") as found:
         for path, leaf in flatten((state.trainable, state.model_state)).items():
             np.testing.assert_allclose(found[path], leaf, rtol=0, atol=1e-5, err_msg=path)
+
+
+def test_a_run_of_one_process_goes_on_in_two_and_comes_back(tmp_path):
+    made = CASES["mlp"]()
+    step, state, losses = compile_step(made.step), made.again(), []
+    for number in range(STEPS):
+        state, metrics = step(state, made.fixed, made.batches.at(number))
+        losses.append(float(metrics["loss"]))
+    mesh = make_mesh("data=8")
+    placed, fixed = place_state(made.again(), made.fixed, mesh, rules(mesh))
+    on_eight = compile_step(made.step, mesh, rules(mesh))
+    placed, _ = on_eight(placed, fixed, spread(made.batches.at, mesh)(0))
+    with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(Saved(placed, None, {}))
+    codes, words = ended(start("mlp", "fsdp=2,tensor=2", 2, tmp_path, each=2, trouble="on"))
+    assert codes == [0, 0], words
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    np.testing.assert_allclose(facts["losses"], losses[1:], rtol=1e-5)
+    assert facts["read"] == [made.batches.rows // 2] * (STEPS - 1)
+    with open_checkpoints(tmp_path / "after", read_only=True) as checkpoints:
+        back = checkpoints.latest(made.again())
+    assert back is not None
+    assert int(back.state.step) == STEPS
+    with np.load(tmp_path / "weights.npz") as found:
+        for path, leaf in flatten((back.state.trainable, back.state.model_state)).items():
+            np.testing.assert_array_equal(found[path], leaf)
+            whole = flatten((state.trainable, state.model_state))[path]
+            np.testing.assert_allclose(leaf, whole, rtol=0, atol=1e-5)
+    # What two processes held in parts, one of them wrote whole.
+    saved, params = load(tmp_path / "model"), flatten(tiny_llama()[1])
+    for path, leaf in flatten(saved.params).items():
+        np.testing.assert_array_equal(leaf, params[path])
 
 
 def test_a_peer_that_dies_ends_the_others_with_a_message(tmp_path):

@@ -1,5 +1,7 @@
 """The sweep's surface: grids from text, stacked states, memory, the loop, the tidy table."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,7 +178,13 @@ def test_the_loop_is_the_step_again_and_again(step):
         losses.append(np.asarray(metrics["loss"], np.float64))
         weights.append(np.asarray(metrics["weight"], np.float64))
     seen = []
-    fitted = fit_sweep(step, *start(runs), batch_at, 7, log_steps=3, log=seen.append)
+    events = []
+    fitted = fit_sweep(step, *start(runs), batch_at, 7, log_steps=3, log=seen.append,
+                       watch=events.append)  # fmt: skip
+    updates = [event for event in json.loads(json.dumps(events)) if event["event"] == "update"]
+    np.testing.assert_array_equal([event["loss"] for event in updates], losses)
+    assert [event["step"] for event in events if event["event"] == "record"] == [3, 6, 7]
+    assert events[0] == {"event": "start", "step": 0, "runs": [name_of(run) for run in runs]}
     np.testing.assert_array_equal(fitted.states.trainable["w"], states.trainable["w"])
     assert [record["step"] for record in fitted.history] == [3, 6, 7]
     assert seen == fitted.history
@@ -200,14 +208,16 @@ def test_the_loop_goes_on_from_where_the_states_stand(step):
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(step):
-    runs = grid(2, learning_rate=(0.05, 1e30))
+    runs, events = grid(2, learning_rate=(0.05, 1e30)), []
     with pytest.warns(
         UserWarning, match=r"run learning_rate=\S+ seed=\d failed: .* at update"
     ) as w:
-        fitted = fit_sweep(step, *start(runs), batch_at, 6, log_steps=2)
+        fitted = fit_sweep(step, *start(runs), batch_at, 6, log_steps=2, watch=events.append)
     assert len(w) == 2
     assert list(fitted.failed) == [name_of(run) for run in runs[2:]]
     assert all(update == 1 for update in fitted.failed.values())
+    faults = [event for event in events if event["event"] == "fault"]
+    assert [(event["run"], event["update"]) for event in faults] == list(fitted.failed.items())
     rows = tidy(runs, fitted.history[-1])
     assert [np.isfinite(row["loss"]) for row in rows] == [True, True, False, False]
     well = fit_sweep(step, *start(grid(4, learning_rate=0.05)), batch_at, 6)
