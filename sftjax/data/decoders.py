@@ -26,7 +26,8 @@ from sftjax.data.decode import (
 )
 from sftjax.data.processor import Processor
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 AT_ONCE = 16
 """Rows of one errand to a process: a picture alone is too little for the way there and back."""
 
@@ -38,7 +39,7 @@ class Decoders(NamedTuple):
     """Who decodes; `decoders` makes them."""
 
     pool: Executor
-    count: int
+    size: int
     """How many work at once."""
     apart: bool
     """Whether they are processes."""
@@ -105,7 +106,7 @@ def decode_all(
     def send(task: tuple[list[int], list[Reference]]) -> Future[list[Decoded]]:
         return workers.pool.submit(decode_some, task[1], processor)
 
-    for (rows, some), found in _in_order(send, tasks, 2 * workers.count):
+    for (rows, some), found in _in_order(send, tasks, 2 * workers.size):
         try:
             pictures = found.result()
         except BrokenProcessPool as error:

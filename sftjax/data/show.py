@@ -40,7 +40,8 @@ class Shown(NamedTuple):
     def _repr_html_(self) -> str:
         """Return the text coloured for a notebook."""
         inside = "".join(
-            f'<span style="{_HTML}">{html.escape(piece)}</span>' if learned else html.escape(piece)
+            # A mark, which is coloured even where a page's styles are taken out.
+            f'<mark style="{_HTML}">{html.escape(piece)}</mark>' if learned else html.escape(piece)
             for piece, learned in self.pieces
         )
         return (

@@ -5,6 +5,7 @@ are Okabe and Ito's, told apart by colour-blind readers too; every run has its o
 """
 
 import os
+import struct
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,25 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 INK, QUIET, FAINT = "#222222", "#6B6B6B", "#D9D9D9"
+DPI = 150
+_SHOWN = 96
+"""Pixels of a page to an inch of the figure."""
+
+
+class Picture(Path if TYPE_CHECKING else type(Path())):
+    """The path of a picture; a notebook whose cell ends with it shows the picture."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]] | None:
+        if self.suffix.lower() != ".png" or not self.is_file():
+            return None
+        content = self.read_bytes()
+        (width,) = struct.unpack(">I", content[16:20])  # of the header, which comes first
+        return content, {"width": round(width * _SHOWN / DPI)}
+
+    def _repr_svg_(self) -> str | None:
+        if self.suffix.lower() != ".svg" or not self.is_file():
+            return None
+        return self.read_text(encoding="utf-8")
 
 
 def figure(width: float, height: float) -> "Figure":
@@ -28,7 +48,7 @@ def figure(width: float, height: float) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+    drawing = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(drawing)
     drawing.get_layout_engine().set(w_pad=0.1, h_pad=0.08)  # type: ignore[union-attr]
     return drawing
@@ -117,14 +137,14 @@ def head(drawing: "Figure", axis: "Axes", title: str) -> None:
 
 
 def save(drawing: "Figure", path: str | os.PathLike[str]) -> Path:
-    """Write the figure, making the folder if there is none, and return its path.
+    """Write the figure, making the folder if there is none, and return its path, a `Picture`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(figure(4, 3), folder + "/plots/loss.png").name
     'loss.png'
     """
-    path = Path(path)
+    path = Picture(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path)
     return path

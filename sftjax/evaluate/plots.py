@@ -77,6 +77,8 @@ def loss_curve(
         )
         axis.set_ylabel(name.removeprefix("eval_").replace("grad_", "gradient ").replace("_", " "))
         tidy(axis, grid="both")
+    if metric in names and "eval_loss" not in names:  # its colour is told beside the loss's
+        axes[0, 0].plot([], [], color=COLOURS[1], marker="o", ms=4.5, lw=1.6, label="evaluation")
     axes[0, 0].set_ylabel(f"loss ({loss_unit})" if loss_unit else "loss")
     if "learning_rate" in panels:
         axes[-1, 0].ticklabel_format(axis="y", scilimits=(-2, 4), useMathText=True)

@@ -11,7 +11,7 @@ from sftjax.core import Batch, Fixed, Metrics, TrainState
 from sftjax.train.grid import name_of
 from sftjax.train.pace import Pace
 from sftjax.train.sweep import Settings, SweepStep
-from sftjax.train.window import Event
+from sftjax.train.window import Event, computed
 
 
 class SweepFit(NamedTuple):
@@ -94,7 +94,7 @@ def fit_sweep(
             watch({"event": "fault", "update": update, "run": name, "what": what, "did": "failed"})
 
     def idle() -> bool:
-        return pending is None or pending["loss"].is_ready()
+        return pending is None or computed(pending)
 
     pace = Pace()
     while number < num_steps:

@@ -29,6 +29,16 @@ class NotFinite(NamedTuple):
         return f"{self.name} is {self.value}"
 
 
+def computed(metrics: Metrics) -> bool:
+    """Return whether the device has finished these metrics.
+
+    >>> computed({"loss": 0.5})
+    True
+    """
+    ready = getattr(metrics.get("loss"), "is_ready", None)
+    return ready is None or bool(ready())
+
+
 class Window:
     """Means of the metrics since the last record.
 
@@ -67,10 +77,7 @@ class Window:
 
     def idle(self) -> bool:
         """Return whether the device has finished all that it was given."""
-        if self._pending is None:
-            return True
-        ready = getattr(self._pending[1].get("loss"), "is_ready", None)
-        return ready is None or bool(ready())
+        return self._pending is None or computed(self._pending[1])
 
     def read(self) -> NotFinite | None:
         """Wait for the metrics of the last update; return what is wrong with them."""

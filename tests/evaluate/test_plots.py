@@ -152,3 +152,16 @@ def test_nothing_to_draw_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="2 levels"):
         domains({**RESULTS, "other": other}, path)
     assert not path.exists()
+
+
+def test_a_notebook_shows_what_a_plot_returns(tmp_path):
+    png = loss_curve(HISTORY, tmp_path / "loss.png")
+    shown = png._repr_png_()
+    assert shown is not None
+    assert shown[0] == png.read_bytes()
+    assert shown[1] == {"width": 691}  # 7.2 inches of 96 pixels
+    assert png._repr_svg_() is None
+    svg = loss_curve(HISTORY, tmp_path / "loss.svg")
+    assert svg._repr_png_() is None
+    assert "<svg" in svg._repr_svg_()
+    assert (png.parent, png.with_suffix(".svg")) == (tmp_path, svg)
