@@ -1,6 +1,7 @@
 """The command line: `sftjax classify`, `images`, `summarize`, `chat`, `predict` and more."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -70,6 +71,8 @@ more with --help."""
 
 DISK = 74
 """The exit code when the disk refuses (full, read-only): EX_IOERR of sysexits.h."""
+CLOSED = 141
+"""The exit code when the output was closed, as a shell has it: 128 and the number of SIGPIPE."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,9 +80,19 @@ def main(arguments: list[str] | None = None) -> int:
 
     2 is bad input, a loss that is not finite, an extra that is not installed or a device without
     room; 74 a disk that refuses; 75 that the run was asked to stop (SIGTERM, Ctrl-C) and the same
-    command goes on. Anything else is a fault of ours and keeps its traceback.
+    command goes on; 141 that whoever read the output has closed it. Anything else is a fault of
+    ours and keeps its traceback.
     """
     startup.begin()
+    try:
+        return _main(arguments)
+    except BrokenPipeError:
+        # Whoever reads what is printed, such as `head`, has had enough; nor may the flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED
+
+
+def _main(arguments: list[str] | None) -> int:
     job = tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="sftjax",
@@ -98,6 +111,8 @@ def main(arguments: list[str] | None = None) -> int:
         if (told := explained(error)) is None:
             raise  # a fault of ours, with its traceback
         return _ends(told, 2)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return _ends(error, DISK)
     return 0

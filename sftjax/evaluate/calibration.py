@@ -61,10 +61,18 @@ def nll(predictions: ArrayLike, labels: ArrayLike) -> float:
         keep it finite where a probability would have been rounded to 0.
       labels: (N,) class ids below C.
 
+    Raises:
+      ValueError: for probabilities, whose softmax is something else.
+
     >>> round(nll([[0.0, 0.0], [0.0, 1.0]], [0, 1]), 4)
     0.5032
     """
     logits, true = _rows("predictions", predictions, labels)
+    if len(logits) > 1 and (logits >= 0).all() and np.allclose(logits.sum(1), 1.0, atol=1e-4):
+        raise ValueError(
+            "predictions: every row has no negative number and sums to 1, so these are "
+            "probabilities; nll takes logits, or the logarithm of probabilities"
+        )
     return float(-np.mean(log_softmax(logits)[np.arange(len(true)), true]))
 
 

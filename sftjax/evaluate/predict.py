@@ -1,7 +1,7 @@
 """Run a model over batches and put the outputs back in the order of the rows."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, overload
 
 import jax
 import numpy as np
@@ -13,11 +13,24 @@ Apply = Callable[[PyTree, Batch], Any]
 """`(params, batch) -> outputs`, first axis the batch's rows."""
 
 
+class Passes(Protocol):
+    """Batches by their number, as `data.Batches` and its kin are."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches are one pass over the rows."""
+        ...
+
+    def at(self, step: int) -> Batch:
+        """Return batch number `step`."""
+        ...
+
+
 @overload
 def predict(
     apply: Apply,
     params: PyTree,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | Passes,
     num_rows: int,
     *,
     per_token: Literal[False] = False,
@@ -26,7 +39,7 @@ def predict(
 def predict(
     apply: Apply,
     params: PyTree,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | Passes,
     num_rows: int,
     *,
     per_token: Literal[True],
@@ -34,7 +47,7 @@ def predict(
 def predict(
     apply: Apply,
     params: PyTree,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | Passes,
     num_rows: int,
     *,
     per_token: bool = False,
@@ -48,8 +61,9 @@ def predict(
     Args:
       apply: `(params, batch) -> (B, ...)`, such as logits (B, C) or embeddings (B, D).
       params: the params.
-      batches: each with `index` (B,), the row number of each row, and `valid` (B,), 0 for filler
-        rows; both are kept from `apply`.
+      batches: one pass of them, or what has them by number (`data.Batches`). Each has `index`
+        (B,), the row number of each row, and `valid` (B,), 0 for filler rows; both are kept from
+        `apply`.
       num_rows: rows in all.
       per_token: outputs are (B, T, ...); each row keeps the positions that its batch's
         `attention_mask` (B, T) marks.
@@ -68,6 +82,8 @@ def predict(
     run = apply if hasattr(apply, "lower") else jax.jit(apply)
     rows: list[np.ndarray | None] = [None] * num_rows
     pending: tuple[Any, Batch] | None = None
+    if not isinstance(batches, Iterable):
+        batches = map(batches.at, range(batches.steps_per_epoch))
     for batch in batches:
         if missing := [name for name in ("index", "valid") if name not in batch]:
             raise ValueError(

@@ -77,5 +77,7 @@ def test_bad_input_is_named():
         ece([[1.5, -0.5]], [0])
     with pytest.raises(ValueError, match="row 0 is class 2"):
         nll([[0.0, 1.0]], [2])
+    with pytest.raises(ValueError, match="these are probabilities"):
+        nll([[0.2, 0.8], [0.5, 0.5]], [0, 1])
     with pytest.raises(ValueError, match="num_bins is 0"):
         ece([[0.5, 0.5]], [0], num_bins=0)

@@ -36,6 +36,17 @@ def test_rows_come_back_in_order_whatever_the_batches(size):
     np.testing.assert_allclose(outputs, ROWS @ PARAMS["kernel"], rtol=1e-5)
 
 
+def test_batches_by_number_are_read_once():
+    class Numbered:
+        steps_per_epoch = 3
+
+        def at(self, step):
+            return list(batches(4))[step]
+
+    outputs = predict(linear, PARAMS, Numbered(), len(ROWS))
+    np.testing.assert_array_equal(outputs, predict(linear, PARAMS, batches(4), len(ROWS)))
+
+
 def test_one_compilation_a_shape_and_none_for_other_params():
     run = jax.jit(chex.assert_max_traces(linear, n=1))
     first = predict(run, PARAMS, batches(), len(ROWS))

@@ -1,5 +1,9 @@
 """What the command line says of an error: one paragraph and a code, or a fault's traceback."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from jax.errors import JaxRuntimeError
 
@@ -42,3 +46,17 @@ def test_a_text_that_names_an_option_is_left_alone():
     assert (
         explained(ValueError("give --labels, as labels=['a']")) == "give --labels, as labels=['a']"
     )
+
+
+def test_a_reader_who_has_had_enough_is_no_fault():
+    """As in `sftjax supported | head -1`."""
+    run = [
+        sys.executable,
+        "-c",
+        "from sftjax.cli import main; raise SystemExit(main(['supported']))",
+    ]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(run, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (cli.CLOSED, "")
