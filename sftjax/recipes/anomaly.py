@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sftjax.data import Images, decoders, load_images
+from sftjax.data import Images
 from sftjax.evaluate import (
     Interval,
     auroc,
@@ -34,6 +34,7 @@ from sftjax.recipes.anomaly_rows import (
     normal_classes,
     with_classes_left_out,
 )
+from sftjax.recipes.decoding import decoded
 from sftjax.recipes.detectors import OF_LOGITS, Detector, Seen, Viewer, fit_detector, middle
 from sftjax.recipes.image_models import LoadedImages, load_images_model
 from sftjax.recipes.picture_rows import PictureRows, tell_of_pictures
@@ -77,13 +78,7 @@ def anomaly(job: Anomaly, tell: Callable[[str], None] = say) -> Strange:
     tell(str(loaded.report))
     stages = job.stages or middle(loaded.model.stages)
     viewer = Viewer(loaded.model, loaded.params, job.methods, stages)
-    with decoders(job.dataloader_num_workers) as workers:
-        images = {
-            name: load_images(
-                table, loaded.processor, skip_corrupt=job.skip_corrupt, workers=workers
-            )
-            for name, table in tables.items()
-        }
+    images = decoded(job, tables, loaded.processor)
     tell_of_pictures(images, group, job.leaks, tell)
     rows = {name: PictureRows(part, None, group) for name, part in images.items()}
     claim(job.output_dir, _facts(job, loaded, rows))

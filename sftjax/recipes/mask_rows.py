@@ -7,17 +7,15 @@ from functools import cached_property
 import numpy as np
 
 from sftjax.data import (
-    Images,
     Labels,
     Processor,
     Table,
-    decoders,
     hold_out,
-    load_images,
     split_table,
 )
 from sftjax.data.image_sources import image_splits
 from sftjax.data.masks import Masks, class_names, load_masks, read_masked
+from sftjax.recipes.decoding import decoded
 from sftjax.recipes.picture_rows import ALONE, PictureRows, tell_of_pictures
 from sftjax.recipes.segment_job import Segment
 
@@ -135,11 +133,7 @@ def load_mask_parts(
     Raises:
       ValueError: naming unreadable pictures or masks, or pairs that leak.
     """
-    with decoders(job.dataloader_num_workers) as workers:
-        images: dict[str, Images] = {
-            name: load_images(table, processor, skip_corrupt=job.skip_corrupt, workers=workers)
-            for name, table in tables.items()
-        }
+    images = decoded(job, tables, processor)
     group = mask_group(images["train"].table, job)
     tell_of_pictures(images, group, job.leaks, tell)
     read = {name: part.table for name, part in images.items()}

@@ -15,16 +15,15 @@ from sftjax.data import (
     Processor,
     Table,
     classes,
-    decoders,
     hold_out,
     image_splits,
-    load_images,
     multi_label,
     read_images,
     refuse_leaks,
     split_table,
 )
 from sftjax.data.holdout import permutation
+from sftjax.recipes.decoding import decoded
 from sftjax.recipes.images_job import PictureColumns, TuneImages
 
 SEPARATOR = "|"
@@ -252,11 +251,7 @@ def load_parts(
     Raises:
       ValueError: naming unreadable pictures, pairs that leak, or a class that a part lacks.
     """
-    with decoders(job.dataloader_num_workers) as workers:
-        images = {
-            name: load_images(table, processor, skip_corrupt=job.skip_corrupt, workers=workers)
-            for name, table in tables.items()
-        }
+    images = decoded(job, tables, processor)
     group = group_of(images["train"].table, job.pictures)
     tell_of_pictures(images, group, job.leaks, tell)
     rows = {
