@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from sftjax.evaluate import calibration, classification, multilabel, ranking, regression, tokens
 from sftjax.evaluate.bootstrap import Metric, Rows
-from sftjax.evaluate.checks import Undefined, same_rows, scores
+from sftjax.evaluate.checks import Undefined, class_ids, labels_fit, same_rows, scores
 
 
 def metrics(
@@ -94,7 +94,7 @@ def _of_numbers(metric: Metric) -> Metric:
 def _auroc(logits: Any, labels: Any) -> float:
     z = _logits(logits)
     if z.shape[1] == 2:  # the margin orders rows as the probability does, without its rounding
-        calibration.nll(z, labels)  # refuses labels that are no class ids of two classes
+        labels_fit(class_ids("labels", labels), num_classes=2)
         return ranking.auroc(z[:, 1] - z[:, 0], labels)
     return ranking.auroc_one_vs_rest(calibration.softmax(z), labels)
 
