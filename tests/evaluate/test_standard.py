@@ -64,7 +64,7 @@ def test_tokens():
 
 
 def test_what_has_no_value_is_nan_beside_what_has():
-    found = metrics("single_label_classification", [[0.0, 1.0], [1.0, 0.0]], [1, 1])
+    found = metrics("single_label_classification", [[0.0, 2.0], [2.0, 0.0]], [1, 1])
     assert math.isnan(found["auroc"])
     assert found["accuracy"] == 0.5
     assert math.isnan(metrics("regression", [1.0, 1.0], [1.0, 2.0])["pearson"])
