@@ -1,6 +1,7 @@
 """How full are packed rows of real conversations, and how many real tokens a second do they give?
 
     python benchmarks/packing.py                  # about 20 minutes on 2 cores
+    python benchmarks/packing.py --sets sharegpt --row 4096 --steps 2 --turns 3     # 10 minutes
     python benchmarks/packing.py --quick          # about 1 minute: tiny model, short rows, one turn
     python benchmarks/packing.py --measure FOLDER # writes chat_lengths.npz anew from two wheels
 
@@ -50,6 +51,7 @@ def main() -> None:
     options.add_argument("--quick", action="store_true", help="tiny model, rows of 256, one turn")
     options.add_argument("--measure", type=pathlib.Path, help="a folder with the two wheels")
     options.add_argument("--row", type=int, default=1024, help="tokens in a packed row (1024)")
+    options.add_argument("--sets", nargs="+", default=[*SETS], choices=[*SETS], help="(both)")
     args = options.parse_args()
     if args.measure:
         measure(args.measure)
@@ -61,7 +63,7 @@ def main() -> None:
         row, turns, steps = 256, 1, 2
     filled, speeds, facts = [], [], {}
     with np.load(LENGTHS) as stored:
-        for name in SETS:
+        for name in args.sets:
             lengths = stored[name].astype(np.int64)
             for room in sorted({row, 2 * row, 4 * row}):
                 filled.append(fill(name, lengths, room))
@@ -69,7 +71,8 @@ def main() -> None:
             speeds += rows
             facts[name] = found
     machine = watch.facts()
-    pairs.publish("packing", machine, [filled, speeds], {"filled": filled, **facts}, args.output)
+    section = "packing" if args.row == 1024 else f"packing_{args.row}"
+    pairs.publish(section, machine, [filled, speeds], {"filled": filled, **facts}, args.output)
 
 
 def fill(name: str, lengths: np.ndarray, room: int) -> dict[str, Any]:

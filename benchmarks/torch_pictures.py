@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 LEARNING_RATE = 1e-3
+BEGUN = 3
+"""First updates whose losses are compared."""
 
 
 def pictures_of(rows: int, side: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -69,7 +71,8 @@ class TorchStep:
         """Decode once, then train for some epochs through the whole network, in a fixed order.
 
         Returns:
-          Seconds of decoding and of training, and the loss of each epoch's last batch.
+          Seconds of decoding and of training, and the losses of the first updates and of each
+          epoch's last batch.
         """
         from sftjax.data import Processor, Table, load_images
 
@@ -88,9 +91,10 @@ class TorchStep:
         ]
         losses = []
         for _ in range(epochs):
-            for batch in every:
+            for place, batch in enumerate(every):
                 loss = self.update(*batch)
-            losses.append(loss)
+                if len(losses) < BEGUN or place == len(every) - 1:
+                    losses.append(loss)
         return decoded - begin, time.perf_counter() - decoded, losses
 
 

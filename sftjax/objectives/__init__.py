@@ -8,6 +8,7 @@ from sftjax.objectives.chunked import (
     chunked_cross_entropy,
     slice_of,
     token_stats,
+    weighted_sum,
 )
 from sftjax.objectives.dense import dense_classification, dice_cross_entropy, dice_loss
 from sftjax.objectives.distill import (
@@ -103,6 +104,7 @@ __all__ = [
     "token_classification",
     "token_cross_entropy",
     "token_stats",
+    "weighted_sum",
     "with_outputs",
     "with_teacher",
     "with_term",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from sftjax.core import Aux, Batch, Loss, Objective, PyTree
-from sftjax.objectives.chunked import smoothed, token_stats
+from sftjax.objectives.chunked import By, TokenStats, smoothed, weighted_sum
 from sftjax.objectives.text import Apply
 
 Words = Callable[[PyTree], Array]
@@ -31,6 +31,7 @@ def next_token(
     base_weight: float = 0.0,
     dropout: bool = False,
     chunk: int | None = None,
+    by: By = "auto",
 ) -> Objective:
     r"""Cross-entropy of the next token, with what may be added to it.
 
@@ -52,7 +53,8 @@ def next_token(
         adapter, `adapters.base_outputs` of them: the same weights, no copy.
       base_weight: $\lambda$; with `dft` this is ASFT (0.05 to 0.1).
       dropout: whether `hidden` is given the step's key.
-      chunk: words in a slice (see `token_stats`).
+      chunk: words in a slice (see `weighted_sum`).
+      by: what is sliced, likewise.
 
     Returns:
       An objective with the metric `token_accuracy`, and `nll` and `base_kl` where the loss is more
@@ -87,23 +89,26 @@ def next_token(
         teacher = None
         if base is not None and base_weight:
             teacher = (flat(base[0](params, batch, None)), base[1](params))
-        stats = token_stats(
-            found, words(params), labels, teacher=teacher, softcap=softcap, chunk=chunk
-        )
+
+        def each(stats: TokenStats) -> Array:
+            loss = smoothed(stats, label_smoothing)
+            if dft:
+                loss = loss * jax.lax.stop_gradient(jnp.exp(-stats.nll))
+            return loss + z_loss * jnp.square(stats.log_sum) + base_weight * stats.kl
 
         def over(values: Array) -> Loss:
             return Loss(jnp.sum(weights * values), jnp.sum(weights))
 
-        each = smoothed(stats, label_smoothing)
-        if dft:
-            each = each * jax.lax.stop_gradient(jnp.exp(-stats.nll))
-        each = each + z_loss * jnp.square(stats.log_sum) + base_weight * stats.kl
+        total, stats = weighted_sum(
+            each, found, words(params), labels, weights,
+            teacher=teacher, softcap=softcap, chunk=chunk, by=by,
+        )  # fmt: skip
         metrics = {"token_accuracy": over(jnp.asarray(stats.chosen >= stats.top, jnp.float32))}
         if label_smoothing or z_loss or dft or base_weight:
             metrics["nll"] = over(stats.nll)
         if base_weight:
             metrics["base_kl"] = over(stats.kl)
-        return over(each), Aux(metrics)
+        return Loss(total, jnp.sum(weights)), Aux(metrics)
 
     return objective
 

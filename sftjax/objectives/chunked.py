@@ -10,17 +10,20 @@ Where the words stand still, nothing is computed again: the mean word $\sum_v p_
 gradient of $\log Z_i$ is, is gathered going forward, as attention gathers values.
 
 Slices of the vocabulary, not of the tokens: the gradient of a slice of `words` is then whole after
-one product, with no accumulator beside it, and tokens may lie on many devices.
+one product, with no accumulator beside it, and tokens may lie on many devices. On one CPU, where
+products are all that time goes into, `weighted_sum` takes slices of the tokens instead and saves a
+product of four (see `token_slices`).
 """
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from sftjax.core import Loss
+from sftjax.objectives.token_slices import Each, losses_and_gradients
 from sftjax.objectives.word_slices import (
     Drawn,
     Inputs,
@@ -36,6 +39,9 @@ from sftjax.objectives.word_slices import (
 
 SLICE = 2**24
 """Logits that are held at once, where `chunk` is not said: 64 MiB of float32."""
+
+By = Literal["auto", "tokens", "vocabulary"]
+"""What is sliced."""
 
 
 def token_stats(
@@ -67,23 +73,8 @@ def token_stats(
     >>> [round(float(value[0]), 4) for value in (stats.chosen, stats.mean, stats.top, stats.nll)]
     [0.0, 0.6667, 1.0, 1.862]
     """
-    tokens, vocab = hidden.shape[0], words.shape[0]
-    for name, (h, w) in {"": (hidden, words), "teacher's ": teacher or (hidden, words)}.items():
-        if h.shape != (tokens, w.shape[-1]) or w.shape[0] != vocab or labels.shape != (tokens,):
-            raise ValueError(
-                f"the {name}hidden states {h.shape}, words {w.shape} and labels {labels.shape} do "
-                f"not fit {tokens} tokens and {vocab} words: (N, D), (V, D) and (N,)"
-            )
-    if chunk is None:
-        chunk = slice_of(tokens)
-    if sharded is not None and vocab % sharded.mesh.shape[sharded.vocab]:
-        raise ValueError(
-            f"{vocab} words cannot be cut evenly over {sharded.mesh.shape[sharded.vocab]} devices; "
-            "pad the words to a multiple"
-        )
-    setting = Setting(chunk, softcap, 1.0 / vocab, sharded)
-    given = () if teacher is None else jax.lax.stop_gradient(teacher)
-    return _stats(setting, Inputs(hidden, words, given), labels)
+    setting, inputs = _checked(hidden, words, labels, teacher, softcap, chunk, sharded)
+    return _stats(setting, inputs, labels)
 
 
 def slice_of(tokens: int) -> int:
@@ -93,6 +84,90 @@ def slice_of(tokens: int) -> int:
     (4096, 512)
     """
     return max(512, SLICE // max(tokens, 1) // 128 * 128)
+
+
+def weighted_sum(
+    each: Each,
+    hidden: Array,
+    words: Array,
+    labels: Array,
+    weights: Array,
+    *,
+    by: By = "auto",
+    teacher: tuple[Array, Array] | None = None,
+    softcap: float | None = None,
+    chunk: int | None = None,
+    sharded: VocabMesh | None = None,
+) -> tuple[Array, TokenStats]:
+    r"""Return $\sum_i w_i\, \ell(s_i)$ of the numbers $s_i$ of each token, and the numbers.
+
+    Args:
+      each: $\ell$, of all tokens' numbers (N,) at once and of nothing else that has a gradient.
+      hidden: (N, D), as for `token_stats`.
+      words: (V, D).
+      labels: (N,), int, in [0, V).
+      weights: $w$ (N,) float32.
+      by: `vocabulary` goes through `token_stats`; `tokens` has the gradients ready when the loss
+        is (three products of tokens and words where both learn, instead of four), on one device;
+        `auto` is `tokens` where there is one device and it is a CPU.
+      teacher: as for `token_stats`.
+      softcap: as for `token_stats`.
+      chunk: words in a slice of the vocabulary; a slice of the tokens holds as many logits.
+      sharded: as for `token_stats`; not by tokens.
+
+    Returns:
+      The sum, and the numbers, through which no gradient flows.
+
+    Raises:
+      ValueError: if shapes do not fit, or for a vocabulary cut over devices by tokens.
+
+    >>> given = jnp.ones((2, 2)), jnp.eye(3, 2), jnp.array([2, 0]), jnp.array([1.0, 0.0])
+    >>> total, stats = weighted_sum(lambda stats: stats.nll, *given, by="tokens")
+    >>> round(float(total), 4), stats.chosen.tolist()
+    (1.862, [0.0, 1.0])
+    """
+    if by == "auto":
+        alone = jax.default_backend() == "cpu" and jax.device_count() == 1 and sharded is None
+        by = "tokens" if alone else "vocabulary"
+    if by == "vocabulary":
+        stats = token_stats(
+            hidden, words, labels, teacher=teacher, softcap=softcap, chunk=chunk, sharded=sharded
+        )
+        return jnp.sum(weights * each(stats)), jax.lax.stop_gradient(stats)
+    if sharded is not None:
+        raise ValueError("a vocabulary that is cut over devices goes by='vocabulary'")
+    held = SLICE if chunk is None else chunk * len(hidden)
+    slices = -(-len(hidden) // max(1, held // len(words)))
+    chunk = -(-len(hidden) // slices)  # all alike, so that the last has little to do again
+    setting, inputs = _checked(hidden, words, labels, teacher, softcap, chunk, None)
+    total, stats = _sum_by_tokens(each, setting, inputs, labels, weights)
+    return total, jax.lax.stop_gradient(stats)
+
+
+def _checked(
+    hidden: Array,
+    words: Array,
+    labels: Array,
+    teacher: tuple[Array, Array] | None,
+    softcap: float | None,
+    chunk: int | None,
+    sharded: VocabMesh | None,
+) -> tuple[Setting, Inputs]:
+    tokens, vocab = hidden.shape[0], words.shape[0]
+    for name, (h, w) in {"": (hidden, words), "teacher's ": teacher or (hidden, words)}.items():
+        if h.shape != (tokens, w.shape[-1]) or w.shape[0] != vocab or labels.shape != (tokens,):
+            raise ValueError(
+                f"the {name}hidden states {h.shape}, words {w.shape} and labels {labels.shape} do "
+                f"not fit {tokens} tokens and {vocab} words: (N, D), (V, D) and (N,)"
+            )
+    if sharded is not None and vocab % sharded.mesh.shape[sharded.vocab]:
+        raise ValueError(
+            f"{vocab} words cannot be cut evenly over {sharded.mesh.shape[sharded.vocab]} devices; "
+            "pad the words to a multiple"
+        )
+    given = () if teacher is None else jax.lax.stop_gradient(teacher)
+    setting = Setting(slice_of(tokens) if chunk is None else chunk, softcap, 1.0 / vocab, sharded)
+    return setting, Inputs(hidden, words, given)
 
 
 def chunked_cross_entropy(
@@ -117,7 +192,7 @@ def chunked_cross_entropy(
       weights: (N,), how much each token counts; `None` is 1 where the label is not negative.
       label_smoothing: $\varepsilon$ in [0, 1).
       z_loss: $\zeta \ge 0$, which keeps the logits from drifting (PaLM: 1e-4).
-      **options: those of `token_stats`.
+      **options: those of `weighted_sum`.
 
     Returns:
       The sum of $w_i \ell_i$ and of $w_i$.
@@ -131,10 +206,13 @@ def chunked_cross_entropy(
     """
     if weights is None:
         weights = jnp.asarray(labels >= 0, jnp.float32)
-    stats = token_stats(hidden, words, jnp.maximum(labels, 0), **options)
-    loss = smoothed(stats, label_smoothing) + z_loss * jnp.square(stats.log_sum)
+
+    def each(stats: TokenStats) -> Array:
+        return smoothed(stats, label_smoothing) + z_loss * jnp.square(stats.log_sum)
+
     weights = weights.astype(jnp.float32)
-    return Loss(jnp.sum(weights * loss), jnp.sum(weights))
+    total, _ = weighted_sum(each, hidden, words, jnp.maximum(labels, 0), weights, **options)
+    return Loss(total, jnp.sum(weights))
 
 
 def smoothed(stats: TokenStats, label_smoothing: float = 0.0) -> Array:
@@ -186,6 +264,61 @@ def _stats_bwd(setting: Setting, saved: Any, cotangents: Any) -> tuple[Any, Any]
 
 
 _stats.defvjp(_stats_fwd, _stats_bwd, symbolic_zeros=True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sum_by_tokens(
+    each: Each, setting: Setting, inputs: Inputs, labels: Array, weights: Array
+) -> tuple[Array, TokenStats]:
+    stats = token_stats(
+        inputs.hidden,
+        inputs.words,
+        labels,
+        teacher=inputs.teacher or None,
+        softcap=setting.softcap,
+    )
+    return jnp.sum(weights * each(stats)), stats
+
+
+def _sum_fwd(each: Each, setting: Setting, inputs: Any, labels: Any, weights: Any) -> Any:
+    moves = bool(inputs.words.perturbed)
+    inputs = Inputs(*jax.tree.map(lambda primal: primal.value, tuple(inputs), is_leaf=_is_primal))
+    labels, weights = labels.value, weights.value
+    if moves:
+        losses, stats, d_hidden, d_words = losses_and_gradients(
+            each, setting, inputs, labels, weights
+        )
+        return (jnp.sum(weights * losses), stats), (losses, d_hidden, d_words)
+
+    # Words that stand still are read once by slices of the vocabulary.
+    def losses_of(hidden: Array) -> tuple[Array, TokenStats]:
+        stats = token_stats(
+            hidden,
+            inputs.words,
+            labels,
+            teacher=inputs.teacher or None,
+            softcap=setting.softcap,
+        )
+        return each(stats), stats
+
+    losses, pull, stats = jax.vjp(losses_of, inputs.hidden, has_aux=True)
+    return (jnp.sum(weights * losses), stats), (losses, pull(weights)[0], None)
+
+
+def _sum_bwd(each: Each, setting: Setting, saved: Any, cotangents: Any) -> Any:
+    del each, setting
+    losses, d_hidden, d_words = saved
+    by = cotangents[0]
+    if _is_zero(by):
+        return Inputs(None, None, None), None, None
+
+    def scaled(gradient: Array | None) -> Array | None:
+        return None if gradient is None else (by * gradient).astype(gradient.dtype)
+
+    return Inputs(scaled(d_hidden), scaled(d_words), None), None, scaled(losses)
+
+
+_sum_by_tokens.defvjp(_sum_fwd, _sum_bwd, symbolic_zeros=True)
 
 
 def _is_zero(value: object) -> bool:

@@ -43,6 +43,7 @@ class Setting(NamedTuple):
     """What does not change from one call to the next."""
 
     chunk: int
+    """Words in a slice of the vocabulary, or tokens in one of the tokens."""
     softcap: float | None
     scale: float
     sharded: VocabMesh | None
