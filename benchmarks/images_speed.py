@@ -71,15 +71,19 @@ def by_hand_table(args: Any, facts: dict[str, Any]) -> list[dict[str, Any]]:
     for name in ("EfficientNet-lite0", "ResNet-18"):
         model, params = network(name)
         batch = on_device(pictures_of(args.rows, args.side))
+        calls = {
+            "sftjax": ours(model, params, "full", batch),
+            "by hand": by_hand(model, params, batch),
+            "with norm": by_hand(model, params, batch, norm=True),
+        }
         timings = pairs.alternate(
-            {
-                "sftjax": pairs.rounds_of(ours(model, params, "full", batch), args.steps),
-                "by hand": pairs.rounds_of(by_hand(model, params, batch), args.steps),
-            },
-            args.turns,
+            {side: pairs.rounds_of(call, 1) for side, call in calls.items()},
+            args.turns * args.steps,
             tell=print,
         )
         rows.append(line(name, timings, "sftjax", "by hand"))
+        norm = f"{name}, by hand with the gradient's norm"
+        rows.append(line(norm, timings, "sftjax", "with norm", beside="by hand"))
         facts[f"{name} by hand"] = timings
     return rows
 
@@ -245,8 +249,11 @@ def ours(
     return call
 
 
-def by_hand(model: Any, params: Any, batch: Any) -> Callable[[], Any]:
-    """Return a call that makes one update, the way one would write it for this model alone."""
+def by_hand(model: Any, params: Any, batch: Any, *, norm: bool = False) -> Callable[[], Any]:
+    """Return a call that makes one update, the way one would write it for this model alone.
+
+    With `norm` it returns the gradient's norm too, as ours does for the log.
+    """
     import functools
 
     import flax.traverse_util as flat
@@ -269,7 +276,8 @@ def by_hand(model: Any, params: Any, batch: Any) -> Callable[[], Any]:
 
         loss, grads = jax.value_and_grad(loss_of)(moving)
         updates, opt_state = tx.update(grads, opt_state, moving)
-        return optax.apply_updates(moving, updates), opt_state, loss
+        told = (loss, optax.tree.norm(grads)) if norm else loss
+        return optax.apply_updates(moving, updates), opt_state, told
 
     def call() -> Any:
         nonlocal moving, opt_state
