@@ -23,17 +23,23 @@ class Conformal(NamedTuple):
     rows: int
     """How many rows it was calibrated on."""
 
-    def sets(self, probabilities: ArrayLike) -> NDArray[np.bool_]:
+    def sets(self, probabilities: ArrayLike, *, never_empty: bool = False) -> NDArray[np.bool_]:
         """Return (N, C), True where a class is in the row's set.
 
-        LAC's sets can be empty; APS's hold the likeliest class at least.
+        Args:
+          probabilities: (N, C).
+          never_empty: whether LAC's sets too hold the likeliest class at least, and so miss less
+            than promised where a model errs less than that; APS's always do.
 
-        >>> Conformal("lac", 0.1, 0.5, 10).sets([[0.6, 0.3, 0.1]]).tolist()
+        >>> conformal = Conformal("lac", 0.1, 0.5, 10)
+        >>> conformal.sets([[0.6, 0.3, 0.1], [0.4, 0.3, 0.3]]).tolist()
+        [[True, False, False], [False, False, False]]
+        >>> conformal.sets([[0.4, 0.3, 0.3]], never_empty=True).tolist()
         [[True, False, False]]
         """
         p = np.asarray(probabilities, np.float64)
         inside = _scores(p, self.method) <= self.level + 1e-12
-        if self.method == "aps":
+        if never_empty or self.method == "aps":
             inside[np.arange(len(p)), p.argmax(1)] = True
         return inside
 
@@ -54,7 +60,8 @@ def fit_conformal(
       probabilities: (N, C).
       labels: (N,) class ids.
       alpha: in (0, 1).
-      method: "lac" or "aps" (without its random tie-breaking, so it covers somewhat more).
+      method: "lac" or "aps" (without its random tie-breaking, so it covers more: of a model that is
+        nearly always sure, far more, as the mass of two classes is then nearly that of one).
 
     Raises:
       ValueError: for an alpha outside (0, 1), an unknown method, or input that does not fit.

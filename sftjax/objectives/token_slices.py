@@ -15,7 +15,7 @@ from sftjax.objectives.word_slices import Inputs, Setting, TokenStats
 
 Each = Callable[[TokenStats], Array]
 """What a token's loss (N,) is of its numbers, a token by itself."""
-HELD = 2**23
+HELD = 2**25
 """Numbers of a product that is added to a larger array."""
 
 

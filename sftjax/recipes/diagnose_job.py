@@ -29,9 +29,9 @@ class Diagnose(TuneImages):
     """The sensitivity or specificity that the threshold must have there."""
     calibrate: Literal["temperature", "vector", "none"] = "temperature"
     """What makes probabilities mean what they say, fitted on validation pictures."""
-    conformal: Literal["lac", "aps"] = "aps"
-    """How prediction sets are built, calibrated on pictures of their own: aps sets hold a class at
-    least, lac sets are smaller and may be empty."""
+    conformal: Literal["lac", "aps"] = "lac"
+    """How prediction sets are built, calibrated on pictures of their own: lac sets are the smallest
+    on average, the sizes of aps sets follow the difficulty. The likeliest class is always in."""
     alpha: float = 0.1
     """The share of sets that may miss the truth."""
     subgroups: tuple[str, ...] = ()

@@ -20,7 +20,9 @@ WARNING = (
 
 SETS = (
     "A set holds the truth for the promised share of pictures drawn like the calibration pictures, "
-    "on average: not within each class or patient, and not for another hospital's pictures."
+    "on average: not within each class or patient, and not for another hospital's pictures. The "
+    "likeliest class is always in it, so that it holds the truth more often where the model errs "
+    "less than was promised."
 )
 
 

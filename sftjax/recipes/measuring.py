@@ -104,7 +104,7 @@ def measure(
     take({"brier before": brier, "ece before": ece}, before)
     members = np.ones_like(p, bool)
     if judge.conformal is not None:
-        members = judge.conformal.sets(p)
+        members = judge.conformal.sets(p, never_empty=True)
     return Measured(
         found,
         [_at(judge, name, p, labels, groups) for name in judge.thresholds],
@@ -170,7 +170,6 @@ def _sets(
                 "class": name, "pictures": int(mask.sum()), "promised": promised, **found,
                 "mean size": mean_size(members[mask]),
                 "of one class": float((members[mask].sum(1) == 1).mean()),
-                "empty": float((members[mask].sum(1) == 0).mean()),
             }
         )  # fmt: skip
     return out

@@ -121,7 +121,7 @@ def _lines(
     if judge is None:
         return lines
     flags = judge.flags(p)
-    sets = None if judge.conformal is None else judge.conformal.sets(p)
+    sets = None if judge.conformal is None else judge.conformal.sets(p, never_empty=True)
     for number, line in enumerate(lines):
         line["flagged"] = ", ".join(name for name, marked in flags.items() if marked[number])
         if sets is not None:

@@ -1,7 +1,10 @@
 """Measures of a diagnosis: equal to scikit-learn's to 1e-6, and oracle O20."""
 
+import pathlib
+
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as sk
 
 from sftjax.evaluate import (
@@ -178,6 +181,38 @@ def test_conformal_sets_cover_what_they_promise(method):
     assert few.sets(p).all()  # five rows cannot promise 90 %
     if method == "aps":
         assert sets.any(1).all()
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.05, 0.01])
+def test_sets_cover_what_they_promise_on_real_predictions(alpha):
+    """Of blood cells, by a network that `sftjax diagnose` tuned on the other smears.
+
+    `sftjax diagnose --model asset:efficientnet-lite0 --data BCCD --image-size 64 --train last:3
+    --keep-prefix --num-train-epochs 3 --learning-rate 1e-3`; its test pictures, 945 cells of 72
+    smears (BCCD data set, MIT), half of the smears to calibrate on and half to measure.
+    """
+    with np.load(pathlib.Path(__file__).parent / "blood_cells.npz") as kept:
+        p, labels, smears = kept["probabilities"], kept["labels"].astype(int), kept["groups"]
+    assert 0.99 < np.mean(p.argmax(1) == labels) < 1
+    covered = []
+    for seed in range(20):
+        order = np.random.default_rng(seed).permutation(np.unique(smears))
+        own = np.isin(smears, order[: len(order) // 2])
+        conformal = fit_conformal(p[own], labels[own], alpha, "lac")
+        sets = conformal.sets(p[~own])
+        rows = (~own).sum()
+        low, high = np.divide(stats.binom.interval(0.999, rows, 1 - alpha), rows)
+        # The calibration pictures are a draw as well: Beta(n + 1 - l, l) with l = (n + 1) alpha.
+        miss = (own.sum() + 1) * alpha
+        below, above = stats.beta.interval(0.999, own.sum() + 1 - miss, miss)
+        assert low + below - (1 - alpha) < coverage(sets, labels[~own]) < high + above - (1 - alpha)
+        covered.append(coverage(sets, labels[~own]))
+        filled = conformal.sets(p[~own], never_empty=True)
+        assert filled.any(1).all()
+        assert (filled >= sets).all()
+        assert mean_size(filled) < 1.05
+    low, high = np.divide(stats.binom.interval(0.99, len(labels), 1 - alpha), len(labels))
+    assert low < np.mean(covered) < high
 
 
 def test_intervals_over_patients_and_subgroups():
