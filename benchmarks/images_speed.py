@@ -7,14 +7,14 @@
 Random weights, random pictures (16 of 96 x 96), AdamW; batch norms use their running statistics, as
 in transfer, but for the rows that say they follow the batch. Everything takes turns in one run.
 
-1. `make_step` and `compile_step` beside a jitted `value_and_grad` and `apply_updates` by hand, which
-   gives the loss alone, or the gradient's norm too, as ours does for the log.
+1. `make_step` and `compile_step` beside a jitted `value_and_grad` and `apply_updates` by hand,
+   which gives the loss alone, or the gradient's norm too, as ours does for the log.
 2. Our step beside transformers' module of the same network on torch (channels last), full and head
    alone; the script stops if the first losses differ.
 3. The same step with augmentation in it.
 
-Expect: by hand within 2 %, the norm's cost aside; beside torch it depends on processor and network; augmentation by crop
-and flip under a tenth of the step.
+Expect: by hand within 2 %, the norm's cost aside; beside torch it depends on processor and network;
+augmentation by crop and flip under a tenth of the step.
 """
 
 import pathlib
