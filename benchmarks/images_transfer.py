@@ -167,7 +167,6 @@ def ours(
             state, metrics = run(state, fixed, batch_at(epoch * len(every) + place))
             if len(losses) < BEGUN or place == len(every) - 1:
                 losses.append(float(metrics["loss"]))
-        losses.append(float(metrics["loss"]))
     return {
         "decode": decoded - begin,
         "keep": kept_at - decoded,

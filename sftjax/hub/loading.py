@@ -158,8 +158,12 @@ def _fill(
     leaves: dict[str, Any] = {}
     shapes = flatten(model.shapes()) if matched.fitted else {}
     if matched.new:
-        # Compiled, so that the leaves which come from the file are never made.
-        initialise = jax.jit(lambda key: {p: flatten(model.init(key))[p] for p in matched.new})
+
+        @jax.jit  # compiled, so that the leaves which come from the file are never made
+        def initialise(key: Array) -> dict[str, Array]:
+            made = flatten(model.init(key))
+            return {path: made[path] for path in matched.new}
+
         for path, leaf in initialise(jax.random.key(0) if key is None else key).items():
             leaf = leaf if param_dtype is None else leaf.astype(param_dtype)
             leaves[path] = leaf

@@ -23,6 +23,7 @@ from sftjax.evaluate import (
     with_intervals,
     write_predictions,
 )
+from sftjax.recipes.decoding import left_out_told, origin_told
 from sftjax.recipes.images_job import TuneImages
 from sftjax.recipes.many_labels import beside_labels, label_tables, write_label_pictures
 from sftjax.recipes.one_run import (
@@ -193,10 +194,7 @@ def about(ready: PreparedImages) -> list[str]:
     ]
     if len(names) > 25:
         lines = [line.split(" (")[0] for line in lines]
-    corrupt = corrupt_of(ready)
-    if corrupt:
-        lines.append(f"- {len(corrupt)} pictures could not be read and were left out:")
-        lines += [f"    - {name}: {reason}" for name, reason in corrupt]
+    lines += [*origin_told(job.data), *left_out_told(corrupt_of(ready))]
     return ["## Pictures", "\n".join(lines)]
 
 

@@ -16,6 +16,7 @@ from sftjax.data.augment_masks import masked_augmentation
 from sftjax.evaluate import Interval, Retention, mask_overlays, table_markdown
 from sftjax.models import Head
 from sftjax.objectives import Apply, augmented, dense_classification
+from sftjax.recipes.decoding import left_out_told, origin_told
 from sftjax.recipes.image_models import LoadedImages
 from sftjax.recipes.mask_rows import (
     MaskRows,
@@ -207,7 +208,5 @@ def _about(job: Segment, ready: PreparedMasks, corrupt: list[tuple[str, str]]) -
         f"{', '.join(job.augment) or 'none'}; loss: cross-entropy and {job.dice_weight:g} Dice"
         + ("; random weights (--scratch)" if job.scratch else "")
     )
-    if corrupt:
-        lines.append(f"- {len(corrupt)} pictures could not be read and were left out:")
-        lines += [f"    - {name}: {reason}" for name, reason in corrupt]
+    lines += [*origin_told(job.data), *left_out_told(corrupt)]
     return ["## Pictures", "\n".join(lines)]

@@ -207,8 +207,11 @@ def test_4096_tokens_of_a_128k_vocabulary_take_little_memory(argnums, most, by):
 
     memory = compiled(ours, argnums).memory_analysis()
     assert memory.temp_size_in_bytes <= most * GIB
-    against = compiled(plain, argnums).memory_analysis()
-    assert against.temp_size_in_bytes >= 4.2 * GIB  # so the figure means what it says
+
+
+def test_the_plain_loss_takes_several_times_as_much():
+    against = compiled(plain, 0).memory_analysis()
+    assert against.temp_size_in_bytes >= 4.2 * GIB  # so the figures above mean what they say
 
 
 @pytest.mark.parametrize(
