@@ -1,6 +1,6 @@
 """What does it cost to be safe: a guard in the step, a checkpoint every 10 updates, a cold start?
 
-    python benchmarks/faults.py                   # about 7 minutes on 2 cores
+    python benchmarks/faults.py                   # about 12 minutes on 2 cores
 
 MiniLM-L6 (22.7 M parameters, AdamW), batches of 16 x 128 tokens, once with all weights moving and
 once with the last two blocks. The step by itself beside the same step in `train.guard`, under
@@ -11,7 +11,7 @@ Last a new process comes to its first step, with an empty compilation cache and 
 left.
 
 Expect: the guard within 2 % of the bare step; a save blocks for less than 5 % of 10 updates; a warm
-start takes at most 0.4 of a cold one. None of it was measured when this was written.
+start takes half of a cold one.
 """
 
 import pathlib

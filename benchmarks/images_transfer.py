@@ -1,6 +1,6 @@
 """Few labels, a frozen trunk: what does keeping its output save from end to end, beside torch?
 
-    python benchmarks/images_transfer.py            # about 6 minutes on 2 cores
+    python benchmarks/images_transfer.py            # about 12 minutes on 2 cores
     python benchmarks/images_transfer.py --quick    # about 1 minute: 60 pictures, 3 epochs
 
 ResNet-18 with random weights on JPEG files of 320 x 240 that are made first, at 96 x 96 pixels, 16

@@ -1,6 +1,6 @@
 """What do meshes and processes cost, and how long until the first step?
 
-    python benchmarks/meshes.py                   # about 8 minutes on 2 cores
+    python benchmarks/meshes.py                   # about 6 minutes on 2 cores
 
 The same BERT step (MiniLM's width, 2 of its 6 layers, all weights, AdamW, 32 x 64 tokens) on one
 device, on 8 virtual devices in three meshes, and by two processes. All share two cores, so nothing
@@ -9,8 +9,8 @@ not what such a mesh does where every device has a chip of its own. Then a new p
 first step, with an empty compilation cache and with the one that it left: import, weights and data,
 the first step with its compilation, and the second, each in seconds.
 
-Expect: meshes of 8 virtual devices at 1.3 to 3 times one device's step; a warm start at most 0.4 of
-a cold one.
+Expect: meshes of 8 virtual devices at 1.3 to 3 times one device's step; a warm start in half the
+time of a cold one.
 """
 
 import itertools
