@@ -140,8 +140,8 @@ def weighted_sum(
     slices = -(-len(hidden) // max(1, held // len(words)))
     chunk = -(-len(hidden) // slices)  # all alike, so that the last has little to do again
     setting, inputs = _checked(hidden, words, labels, teacher, softcap, chunk, None)
-    total, stats = _sum_by_tokens(each, setting, inputs, labels, weights)
-    return total, jax.lax.stop_gradient(stats)
+    found: Any = _sum_by_tokens(each, setting, inputs, labels, weights)
+    return found[0], jax.lax.stop_gradient(found[1])
 
 
 def _checked(
