@@ -2,7 +2,7 @@
 
     python3.11 -m venv peer
     peer/bin/pip install "jax==0.10.2" flax==0.12.8 optax==0.2.8 google-tunix==0.1.7
-    python benchmarks/tunix_lora.py --peer-python peer/bin/python   # about 10 minutes on 2 cores
+    python benchmarks/tunix_lora.py --peer-python peer/bin/python   # not run whole yet
 
 A random small Qwen3 (4 layers of 256), 4 x 256 tokens, float32, LoRA of rank 8 on queries and
 values, AdamW. Theirs is what their command runs: `PeftTrainer.train` over batches in memory, the
@@ -12,7 +12,8 @@ updates differ. Once with 4,096 words and once with 32,768, for there the loss w
 side runs in a process of its own, one as it is and one with the allocator advice in its
 environment, and the four take turns.
 
-Expect: at most 0.9 of Tunix's time with the few words, and less with the many.
+Expect (a guess, until it has run whole): less time than Tunix takes, the more so with many words,
+for its loss writes each target as a row of ones and zeros.
 """
 
 import itertools
