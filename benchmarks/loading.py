@@ -1,14 +1,14 @@
 """How long does it take, and how much memory, to load a checkpoint of 1 GiB and one of 5 GiB?
 
     python benchmarks/loading.py                  # about 5 minutes on 2 cores, 5 GiB of disk
-    python benchmarks/loading.py --cases "1 GiB, float32" --turns 1               # 1 minute
+    python benchmarks/loading.py --quick          # 1 minute: 128 MiB instead
 
-Llamas of random weights are written first: 1 GiB in one file of safetensors, 5 GiB in shards with an
-index. Then each is loaded by `sftjax.hub.load` onto one device; by the same, streamed to 8 virtual
-devices with `fsdp=8`, of which each takes its part of a leaf; and by transformers'
-`AutoModelForCausalLM` on torch, all in the same dtype. A fourth side reads the files into memory and
-does nothing else: the floor. Each load is a process of its own, and the sides take turns; the files
-are read once before, so that the disk does not count.
+Llamas of random weights are written first: 1 GiB in one file of safetensors, 5 GiB in shards with
+an index. Then each is loaded by `sftjax.hub.load` onto one device; by the same, streamed to 8
+virtual devices with `fsdp=8`, of which each takes its part of a leaf; and by transformers'
+`AutoModelForCausalLM` on torch, all in the same dtype. A fourth side reads the files into memory
+and does nothing else: the floor. Each load is a process of its own, and the sides take turns; the
+files are read once before, so that the disk does not count.
 
 Timed is the load alone, imports apart, until a number of every page of every weight has been looked
 at. Peak memory is the process's largest resident set less what it had before the load, in times the
@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 import pairs
 
 HERE = pathlib.Path(__file__).resolve()
+QUICK = "128 MiB, float32"
 SHARD = 1_500_000_000
 """Bytes of a file of the larger checkpoint; transformers' own shards are 5 to 50 GB."""
 
@@ -51,6 +52,7 @@ class Case(NamedTuple):
 
 
 CASES = {
+    QUICK: Case("float32", "float32", 6, 512, 2048, None),
     "1 GiB, float32": Case("float32", "float32", 16, 1024, 2816, None),
     "1 GiB, bfloat16": Case("bfloat16", "bfloat16", 37, 1024, 2816, None),
     "1 GiB, bfloat16 held in float32": Case("bfloat16", "float32", 37, 1024, 2816, None),
@@ -65,7 +67,8 @@ def main() -> None:
     )
     options.add_argument("--turns", type=int, default=3, help="loads of 1 GiB by each side (3)")
     options.add_argument("--large-turns", type=int, default=2, help="loads of 5 GiB (2)")
-    options.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES], help="(all)")
+    options.add_argument("--cases", nargs="+", choices=CASES, help="(all but the quick one)")
+    options.add_argument("--quick", action="store_true", help=f"{QUICK}, and no other")
     options.add_argument("--sides", nargs="+", choices=SIDES, default=[*SIDES], help="(all)")
     options.add_argument("--output", type=pathlib.Path, help="the JSON (benchmarks/results/)")
     options.add_argument("--serve", choices=[*SIDES, "write"], help="(used inside)")
@@ -78,10 +81,11 @@ def main() -> None:
         side = SIDES[args.serve]
         print(json.dumps(measured(side.prepare, args.folder, CASES[args.cases[0]].held)))
         return
+    cases = [QUICK] if args.quick else args.cases or [name for name in CASES if name != QUICK]
     watch = pairs.Watch()
     rows, facts = [], {}
     with tempfile.TemporaryDirectory() as home:
-        for name in args.cases:
+        for name in cases:
             case = CASES[name]
             folder = pathlib.Path(home) / f"{case.stored}-{case.layers}-{case.hidden}"
             if not folder.is_dir():
@@ -94,8 +98,9 @@ def main() -> None:
                     runs.append(started(side, name, folder))
                     last = runs[-1]
                     print(
-                        f"{name}, turn {turn + 1}/{turns}, {side}: {last['wall']:.2f} s, {last['cpu']:.2f} s of CPU, "
-                        f"peak {last['peak'] / last['bytes']:.2f} of the weights",
+                        f"{name}, turn {turn + 1}/{turns}, {side}: {last['wall']:.2f} s, "
+                        f"{last['cpu']:.2f} s of CPU, peak {last['peak'] / last['bytes']:.2f} of "
+                        "the weights",
                         flush=True,
                     )
             agree(found)
