@@ -17,7 +17,7 @@ reaches: a point above its line pays for something else. Virtual devices share t
 their dashed line is flat: what lies above it is the price of cutting and exchanging.
 
 Expect: time within a third of the line from 10 GFLOP on; by hand and by `make_step` alike, however
-many leaves; eight devices at 1.5 to 3 times one.
+many leaves; eight devices at 1.5 to 3 times one. None of it was measured when this was written.
 """
 
 import json
