@@ -120,7 +120,8 @@ def load(
         layout=matched.layout,
         processor=processor,
     )
-    params = _fill(model, weights, matched, key, param_dtype, _keeper(quantize), sharding)
+    keep = _keeper(quantize, param_dtype, sharding)
+    params = _fill(model, weights, matched, key, param_dtype, keep, sharding)
     return Loaded(model, params, report)
 
 
@@ -169,30 +170,42 @@ def _fill(
             leaves[path] = leaf
             if sharding is not None:
                 leaves[path] = jax.device_put(leaf, sharding(path, leaf.shape))
+    underway: tuple[str, Any] | None = None
     for path, spot in matched.found.items():
         values = spot.ours(weights.tensors[spot.tensor])
         if path in matched.fitted:
             values = fitted(np.asarray(values), shapes[path].shape)
-        if sharding is not None:
-            leaves[path] = put(values, param_dtype, sharding(path, values.shape))
-        else:
-            leaves[path] = keep(path, np.asarray(values, dtype=param_dtype, order="C"))
-        weights.release(spot.tensor)
+        leaves[path] = keep(path, values)
+        _finish(weights, underway)
+        underway = spot.tensor, leaves[path]
+    _finish(weights, underway)
     return unflatten(leaves)
 
 
-def _keeper(how: str | None) -> Callable[[str, np.ndarray], Any]:
+def _finish(weights: Weights, underway: tuple[str, Any] | None) -> None:
+    """Let a tensor's pages go when its leaf is there; meanwhile the next is on its way already."""
+    if underway is not None:
+        tensor, leaf = underway
+        jax.block_until_ready(leaf)  # copied in the background: pages let go before would come back
+        weights.release(tensor)
+
+
+def _keeper(
+    how: str | None, dtype: DTypeLike | None, sharding: ShardingOf | None
+) -> Callable[[str, np.ndarray], Any]:
     """Return what makes a leaf of the values read: an array, or its few bits."""
     if how is None:
-        # `may_alias=False`: an array that aliased the mapped file could be donated, and written to.
-        return lambda path, values: jax.device_put(values, may_alias=False)
+        return lambda path, values: put(
+            values, dtype, None if sharding is None else sharding(path, values.shape)
+        )
     name, _, double = how.partition("-")
     if name not in ("nf4", "int8") or double not in ("", "double"):
         raise ValueError(f"quantize={how!r}; known: nf4, nf4-double, int8, int8-double")
 
     def keep(path: str, values: np.ndarray) -> Any:
         if fits(path, values):
-            return quantized(values, name, double=bool(double))  # type: ignore[arg-type]
-        return jax.device_put(values, may_alias=False)
+            whole = np.asarray(values, dtype=dtype, order="C")
+            return quantized(whole, name, double=bool(double))  # type: ignore[arg-type]
+        return put(values, dtype)
 
     return keep

@@ -56,6 +56,26 @@ def test_each_device_gets_its_part(folder):
     assert new.params["score"]["kernel"].sharding.spec == PartitionSpec()
 
 
+@pytest.mark.parametrize("axes", [None, "fsdp"])
+def test_no_leaf_is_made_on_the_host_where_nothing_is_cast(tmp_path, axes):
+    model = build(LLAMA | {"hidden_size": 512, "intermediate_size": 2048}, Head("causal-lm"))
+    save(tmp_path, model, jax.jit(model.init)(jax.random.key(0)))
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
+    place = by_rules(mesh, [("**/kernel", PartitionSpec(None, axes))]) if axes else None
+    load(tmp_path, sharding=place)  # what a first load alone makes is no leaf
+    tracemalloc.start()
+    try:
+        loaded = jax.block_until_ready(load(tmp_path, sharding=place))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    leaves = flatten(loaded.params)
+    down = "model/layers/0/mlp/down_proj/kernel"  # (out, in) in the file, (in, out) here
+    assert peak < 0.5 * leaves[down].nbytes
+    stored = loaded.report.tensor(loaded.report.names[down])
+    np.testing.assert_array_equal(np.asarray(leaves[down]), stored.T)
+
+
 def test_few_bits_are_not_laid_out(folder):
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
     with pytest.raises(ValueError, match="leave out quantize or sharding"):
