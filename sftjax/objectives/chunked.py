@@ -40,6 +40,9 @@ from sftjax.objectives.word_slices import (
 SLICE = 2**24
 """Logits that are held at once, where `chunk` is not said: 64 MiB of float32."""
 
+SLICE_OF_TOKENS = 2**26
+"""The same of a slice of tokens: 256 MiB. Fewer slices add less often to the gradient of `words`."""
+
 By = Literal["auto", "tokens", "vocabulary"]
 """What is sliced."""
 
@@ -112,7 +115,8 @@ def weighted_sum(
         `auto` is `tokens` where there is one device and it is a CPU.
       teacher: as for `token_stats`.
       softcap: as for `token_stats`.
-      chunk: words in a slice of the vocabulary; a slice of the tokens holds as many logits.
+      chunk: words in a slice of the vocabulary; a slice of the tokens holds as many logits, and
+        2^26 by default.
       sharded: as for `token_stats`; not by tokens.
 
     Returns:
@@ -136,7 +140,7 @@ def weighted_sum(
         return jnp.sum(weights * each(stats)), jax.lax.stop_gradient(stats)
     if sharded is not None:
         raise ValueError("a vocabulary that is cut over devices goes by='vocabulary'")
-    held = SLICE if chunk is None else chunk * len(hidden)
+    held = SLICE_OF_TOKENS if chunk is None else chunk * len(hidden)
     slices = -(-len(hidden) // max(1, held // len(words)))
     chunk = -(-len(hidden) // slices)  # all alike, so that the last has little to do again
     setting, inputs = _checked(hidden, words, labels, teacher, softcap, chunk, None)
