@@ -41,7 +41,7 @@ SLICE = 2**24
 """Logits that are held at once, where `chunk` is not said: 64 MiB of float32."""
 
 SLICE_OF_TOKENS = 2**26
-"""The same of a slice of tokens: 256 MiB. Fewer slices add less often to the gradient of `words`."""
+"""The same of a slice of tokens, 256 MiB: fewer slices add less often to the gradient of words."""
 
 By = Literal["auto", "tokens", "vocabulary"]
 """What is sliced."""
