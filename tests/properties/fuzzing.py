@@ -1,6 +1,7 @@
 """Mutations of files, and a watch on what a reader does with them."""
 
 import contextlib
+import pathlib
 import sys
 import tracemalloc
 
@@ -16,8 +17,14 @@ NUMBERS = (0, 1, 2, 7, 31, 32, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 
 
 
 def _hook(event, arguments):
-    if _watching and event in _RUNS_CODE:
+    if _watching and event in _RUNS_CODE and not (event == "exec" and _of_a_module(arguments[0])):
         _seen.append(event)
+
+
+def _of_a_module(code):
+    """Whether a module is being imported, as a reader may do the first time that it needs one."""
+    name = getattr(code, "co_filename", "<string>")
+    return name.startswith("<frozen") or (name.endswith(".py") and pathlib.Path(name).exists())
 
 
 sys.addaudithook(_hook)
