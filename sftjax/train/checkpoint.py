@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sftjax.core import PyTree, TrainState, redact
+from sftjax.core import PyTree, TrainState, combine, flatten, redact
 from sftjax.train.digest import digests, forms
 from sftjax.train.run_home import differences
 from sftjax.train.together import all_agree
@@ -32,7 +32,7 @@ class Saved(NamedTuple):
 
     state: TrainState
     best: PyTree | None
-    """The trainable leaves of the best evaluation so far."""
+    """The trainable leaves of the best evaluation so far, perhaps with its moving statistics."""
     facts: dict[str, Any]
     """JSON that was saved with the state, such as the history of metrics."""
 
@@ -230,7 +230,7 @@ class Checkpoints:
         form, digest = facts.pop("forms"), facts.pop("digests")
         if self._identity is not None and identity is not None:
             self._compare(step, identity)
-        wanted = {"state": like, "best": like.trainable if has_best else None}
+        wanted = {"state": like, "best": _best_like(like, form) if has_best else None}
         if form != forms(wanted):
             raise _OtherRun(_other_form(form, forms(wanted)))
         return self._checkpointer.load(step, wanted), facts, digest
@@ -248,6 +248,14 @@ class Checkpoints:
             f"checkpoint {step} was made with something else ({differ}); going on as asked",
             stacklevel=4,
         )
+
+
+def _best_like(like: TrainState, form: Mapping[str, str]) -> PyTree:
+    """Return the form of the best leaves: what moves, with statistics where they were kept too."""
+    held = flatten(like.model_state)
+    if any(f"best/{path}" in form for path in held.keys() - flatten(like.trainable).keys()):
+        return combine(like.trainable, like.model_state)
+    return like.trainable
 
 
 def _in_all(read: Callable[[], Any]) -> Any:

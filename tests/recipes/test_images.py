@@ -161,6 +161,16 @@ def test_from_scratch_all_is_new(tiny_resnet, cells, tmp_path):
     assert moved == every
 
 
+def test_a_run_whose_statistics_follow_goes_on_and_can_be_repeated(tiny_resnet, cells, tmp_path):
+    """Its best weights have their statistics beside them, and a checkpoint gives both back."""
+    whole = dataclasses.replace(QUICK, train=("all",), max_steps=4)
+    ran = images(job(tiny_resnet, cells, tmp_path, whole, statistics="adapt"), silent)
+    again = images(job(tiny_resnet, cells, tmp_path, whole, statistics="adapt"), silent)
+    assert ran.metrics == again.metrics
+    for path, leaf in flatten(ran.tuned.params).items():
+        np.testing.assert_array_equal(flatten(again.tuned.params)[path], leaf)
+
+
 @pytest.mark.parametrize(
     "options",
     [
