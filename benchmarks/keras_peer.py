@@ -22,6 +22,7 @@ from typing import Any
 
 import pairs
 import peer
+from hf_flax import asking, write_weights
 
 MODES = ("full", "head", "lora")
 TANH = {"hidden_act": "gelu_pytorch_tanh"}
@@ -59,10 +60,7 @@ def main() -> None:
                 )
                 for side, python in pythons.items()
             }
-            rounds = {
-                side: (lambda one=one: pairs.Timing(*one.ask(args.steps)))
-                for side, one in peers.items()
-            }
+            rounds = {side: asking(one, args.steps) for side, one in peers.items()}
             timings = pairs.alternate(rounds, args.turns, tell=print)
             for one in peers.values():
                 one.close()
@@ -86,17 +84,6 @@ def main() -> None:
                 }
             )
     pairs.publish("keras_peer", watch.facts(), [rows], facts, args.output)
-
-
-def write_weights(path: str) -> None:
-    """Write fresh weights by path."""
-    import jax
-    import minilm
-    import numpy as np
-
-    from sftjax.core import flatten
-
-    np.savez(path, **flatten(minilm.model_of().init(jax.random.key(0))))
 
 
 def ours(args: Any) -> Any:

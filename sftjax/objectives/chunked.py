@@ -274,13 +274,7 @@ _stats.defvjp(_stats_fwd, _stats_bwd, symbolic_zeros=True)
 def _sum_by_tokens(
     each: Each, setting: Setting, inputs: Inputs, labels: Array, weights: Array
 ) -> tuple[Array, TokenStats]:
-    stats = token_stats(
-        inputs.hidden,
-        inputs.words,
-        labels,
-        teacher=inputs.teacher or None,
-        softcap=setting.softcap,
-    )
+    stats = _by_words(setting, inputs, labels)
     return jnp.sum(weights * each(stats)), stats
 
 
@@ -296,17 +290,16 @@ def _sum_fwd(each: Each, setting: Setting, inputs: Any, labels: Any, weights: An
 
     # Words that stand still are read once by slices of the vocabulary.
     def losses_of(hidden: Array) -> tuple[Array, TokenStats]:
-        stats = token_stats(
-            hidden,
-            inputs.words,
-            labels,
-            teacher=inputs.teacher or None,
-            softcap=setting.softcap,
-        )
+        stats = _by_words(setting, inputs._replace(hidden=hidden), labels)
         return each(stats), stats
 
     losses, pull, stats = jax.vjp(losses_of, inputs.hidden, has_aux=True)
     return (jnp.sum(weights * losses), stats), (losses, pull(weights)[0], None)
+
+
+def _by_words(setting: Setting, inputs: Inputs, labels: Array) -> TokenStats:
+    """Return the numbers by slices of the vocabulary of their usual size."""
+    return _stats(setting._replace(chunk=slice_of(len(labels))), inputs, labels)
 
 
 def _sum_bwd(each: Each, setting: Setting, saved: Any, cotangents: Any) -> Any:

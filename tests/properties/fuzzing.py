@@ -3,12 +3,14 @@
 import contextlib
 import pathlib
 import sys
+import sysconfig
 import tracemalloc
 
 from hypothesis import strategies as st
 
 _RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class",
               "socket.connect", "exec", "os.remove", "os.rename", "shutil.rmtree")  # fmt: skip
+_INSTALLED = tuple({sysconfig.get_path(where) for where in ("stdlib", "purelib", "platlib")})
 _seen: list[str] = []
 _watching = False
 
@@ -22,9 +24,9 @@ def _hook(event, arguments):
 
 
 def _of_a_module(code):
-    """Whether a module is being imported, as a reader may do the first time that it needs one."""
+    """Whether an installed module is imported, as readers do the first time that they need one."""
     name = getattr(code, "co_filename", "<string>")
-    return name.startswith("<frozen") or (name.endswith(".py") and pathlib.Path(name).exists())
+    return name.endswith(".py") and name.startswith(_INSTALLED) and pathlib.Path(name).exists()
 
 
 sys.addaudithook(_hook)
