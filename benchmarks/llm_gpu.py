@@ -51,10 +51,12 @@ PARTS = (
     "attention",
     "ours-135m-cudnn", "torch-135m",
     "ours-1b-cudnn", "torch-1b",
-    "words-chunked", "words-plain",
+    "words-chunked", "words-tokens", "words-plain",
     "ours-135m-xla", "ours-1b-xla",
 )  # fmt: skip
-TINY_PARTS = ("attention", "ours-tiny-xla", "torch-tiny", "words-chunked", "words-plain")
+TINY_PARTS = (
+    "attention", "ours-tiny-xla", "torch-tiny", "words-chunked", "words-tokens", "words-plain",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -114,7 +116,7 @@ def run(part: str, tiny: bool, steps: int) -> dict[str, Any]:
     if part == "attention":
         return attention(tiny)
     if part.startswith("words-"):
-        return words(part == "words-chunked", tiny, steps)
+        return words(part.removeprefix("words-"), tiny, steps)
     side, shape, *rest = part.split("-")
     config, rows, length = SHAPES[shape]
     if side == "torch":
@@ -290,19 +292,33 @@ def figures(
     }
 
 
-def words(chunked: bool, tiny: bool, steps: int) -> dict[str, Any]:
-    """Cross-entropy of 4096 tokens over 128k words: time, and the compiler's temporary memory."""
+def words(way: str, tiny: bool, steps: int) -> dict[str, Any]:
+    """Cross-entropy of 4096 tokens over 128k words: time, and the compiler's temporary memory.
+
+    Args:
+      way: `chunked`, by slices of the vocabulary; `tokens`, by slices of the tokens; `plain`.
+      tiny: small shapes.
+      steps: timed calls.
+    """
     import jax
     import jax.numpy as jnp
 
     tokens, vocab, width = (64, 512, 32) if tiny else (4096, 128256, 2048)
-    if chunked:
+    if way == "chunked":
         if not importlib.util.find_spec("sftjax.objectives.chunked"):
             return {"failed": "this version has no chunked cross-entropy"}
         from sftjax.objectives.chunked import chunked_cross_entropy
 
         def loss(hidden: Any, table: Any, labels: Any) -> Any:
             return chunked_cross_entropy(hidden, table, labels).mean
+
+    elif way == "tokens":
+        from sftjax.objectives.chunked import weighted_sum
+
+        def loss(hidden: Any, table: Any, labels: Any) -> Any:
+            even = jnp.full(tokens, 1 / tokens)
+            nll = lambda stats: stats.nll  # noqa: E731
+            return weighted_sum(nll, hidden, table, labels, even, by="tokens")[0]
 
     else:
 

@@ -15,6 +15,7 @@ import os
 import pathlib
 import platform
 import resource
+import shlex
 import statistics
 import sys
 import time
@@ -167,7 +168,7 @@ def command(argv: Sequence[str]) -> str:
     'python benchmarks/a.py --peer-python .../python --turns 3'
     """
     words = [f".../{os.path.basename(word)}" if word.startswith("/") else word for word in argv[1:]]
-    return " ".join(["python", f"benchmarks/{os.path.basename(argv[0])}", *words])
+    return shlex.join(["python", f"benchmarks/{os.path.basename(argv[0])}", *words])
 
 
 def publish(

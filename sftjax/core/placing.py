@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from sftjax.core.paths import matches
 
@@ -21,6 +21,33 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 
 AnyMesh = Mesh | AbstractMesh
 """Devices, or how many there would be."""
+
+
+def left_to_compiler(mesh: AnyMesh) -> AnyMesh:
+    """Return the mesh with axes along which the compiler may lay out what it makes.
+
+    From jax 0.11 on `jax.make_mesh` and `AbstractMesh` have explicit axes where nothing is said:
+    there every operation would have to say where its result lies, and a model's do not.
+
+    >>> explicit = AbstractMesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    >>> left_to_compiler(explicit).axis_types == (AxisType.Auto,)
+    True
+    """
+    auto = (AxisType.Auto,) * len(mesh.axis_names)
+    if mesh.axis_types == auto:
+        return mesh
+    if isinstance(mesh, AbstractMesh):
+        return AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=auto)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
+
+
+def sharding_on(mesh: AnyMesh, spec: PartitionSpec | None = None) -> NamedSharding:
+    """Return where a leaf lies on a mesh, `left_to_compiler`; whole on each device if None.
+
+    >>> sharding_on(AbstractMesh((2,), ("data",))).spec == PartitionSpec()
+    True
+    """
+    return NamedSharding(left_to_compiler(mesh), spec or PartitionSpec())  # type: ignore[arg-type]
 
 
 def by_rules(mesh: AnyMesh, rules: Rules) -> ShardingOf:
@@ -47,7 +74,7 @@ def by_rules(mesh: AnyMesh, rules: Rules) -> ShardingOf:
         fits = len(spec) <= len(shape) and all(
             size % devices(mesh, axes) == 0 for size, axes in zip(shape, spec, strict=False)
         )
-        return NamedSharding(mesh, spec if fits else PartitionSpec())  # type: ignore[arg-type]
+        return sharding_on(mesh, spec if fits else PartitionSpec())
 
     return place
 

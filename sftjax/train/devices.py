@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sftjax.core import Batch, Fixed, PyTree, Rules, ShardingOf, Share, TrainState
-from sftjax.core.placing import AnyMesh
+from sftjax.core.placing import AnyMesh, left_to_compiler, sharding_on
 from sftjax.train.layout import abstract_batch, place_state, put
 from sftjax.train.meshes import make_mesh, row_axes, row_sharding, row_shards, whole
 
@@ -100,7 +100,7 @@ def put_rows(batch: Batch, mesh: AnyMesh) -> Batch:
 
     def each(leaf: Any) -> jax.Array:
         there = getattr(leaf, "sharding", None)
-        if isinstance(there, NamedSharding) and there.mesh == mesh:
+        if isinstance(there, NamedSharding) and there.mesh == left_to_compiler(mesh):
             return leaf
         return put(leaf, row_sharding(mesh, np.shape(leaf)))
 
@@ -141,7 +141,7 @@ def share_of(mesh: Mesh) -> Share:
     slice(0, 8, None)
     """
     count = row_shards(mesh)
-    rows = NamedSharding(mesh, PartitionSpec(row_axes(mesh) or None))
+    rows = sharding_on(mesh, PartitionSpec(row_axes(mesh) or None))
     places: Any = rows.addressable_devices_indices_map((count,)).values()
     own = [index[0].indices(count) for index in places]
     return Share(min(start for start, _, _ in own), max(stop for _, stop, _ in own), count)

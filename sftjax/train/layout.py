@@ -27,7 +27,7 @@ from sftjax.core import (
     owner_of,
     spec_of,
 )
-from sftjax.core.placing import AnyMesh, NamedSharding
+from sftjax.core.placing import AnyMesh, sharding_on
 from sftjax.train.meshes import row_sharding
 
 SMALLEST = 2**16
@@ -60,7 +60,7 @@ def automatic(
     def place(path: str, shape: tuple[int, ...]) -> Sharding:
         spec = fitted(spec_of(path, rules), shape, mesh)
         spec = cut_largest(spec, shape, mesh, axis, smallest)
-        return NamedSharding(mesh, spec)  # type: ignore[arg-type]
+        return sharding_on(mesh, spec)
 
     return place
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from sftjax.core.placing import AnyMesh, fitted
+from sftjax.core.placing import AnyMesh, fitted, sharding_on
 
 AXES = ("sweep", "data", "fsdp", "sequence", "tensor")
 """The axes that a mesh may have, the slowest links first: neighbours share `tensor`."""
@@ -106,7 +106,7 @@ def parse_mesh(description: str, devices: int) -> dict[str, int]:
 
 def whole(mesh: AnyMesh) -> NamedSharding:
     """Return the sharding of what lies whole on every device."""
-    return NamedSharding(mesh, PartitionSpec())  # type: ignore[arg-type]
+    return sharding_on(mesh)
 
 
 def row_axes(mesh: AnyMesh) -> tuple[str, ...]:
@@ -147,4 +147,4 @@ def row_sharding(mesh: AnyMesh, shape: tuple[int, ...]) -> NamedSharding:
         )
     tokens = "sequence" if len(shape) in (2, 3) else None
     spec = PartitionSpec(*(row_axes(mesh) or None, tokens)[: len(shape)])
-    return NamedSharding(mesh, fitted(spec, shape, mesh))  # type: ignore[arg-type]
+    return sharding_on(mesh, fitted(spec, shape, mesh))

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from sftjax.core import Batch, Fixed, Metrics, PyTree, Rules, ShardingOf, TrainState, flatten
-from sftjax.core.placing import AnyMesh, NamedSharding
+from sftjax.core.placing import AnyMesh, left_to_compiler, sharding_on
 from sftjax.train.devices import put_rows
 from sftjax.train.layout import abstract_batch, layout, placing, put, shaped
 from sftjax.train.meshes import make_mesh, whole
@@ -29,7 +29,7 @@ class MeshStep:
     """
 
     def __init__(self, step: Stepping, mesh: AnyMesh, rules: Rules | ShardingOf | None = None):
-        self.mesh = mesh
+        self.mesh = left_to_compiler(mesh)
         self._step = step
         self._place = placing(mesh, rules)
         self._compiled: dict[Any, tuple[Any, PyTree]] = {}
@@ -97,7 +97,7 @@ def pmap_step(step: Stepping, devices: Sequence[Any] | None = None) -> Stepping:
     """
     found = jax.local_devices() if devices is None else list(devices)
     mesh, count = make_mesh("data=-1", found), len(found)
-    stacked = NamedSharding(mesh, PartitionSpec("data"))
+    stacked = sharding_on(mesh, PartitionSpec("data"))
     # A copy is taken, and given, where it lies: check_vma=False, because nothing proves them equal.
     apart = {"mesh": mesh, "check_vma": False}
     one = jax.shard_map(
@@ -137,7 +137,7 @@ def copies(tree: PyTree, devices: Sequence[Any] | None = None) -> PyTree:
     """
     found = jax.local_devices() if devices is None else list(devices)
     mesh = make_mesh("data=-1", found)
-    where = NamedSharding(mesh, PartitionSpec("data"))
+    where = sharding_on(mesh, PartitionSpec("data"))
 
     @partial(jax.jit, out_shardings=where)
     def stack(tree: PyTree) -> PyTree:

@@ -131,6 +131,7 @@ def make_step(
     accumulate: int = 1,
     view: View | None = None,
     axis: str | None = None,
+    grad_norm: bool = True,
 ) -> Step:
     """Return the update `(state, fixed, batch) -> (state, metrics)`, pure and uncompiled.
 
@@ -150,6 +151,9 @@ def make_step(
         draws for each device, and batch norm sees one device's rows (its running statistics become
         the mean of all). `compile_step` and `pmap_step` need none, and leave both as they are on
         one device.
+      grad_norm: whether the norm of the gradient is among the metrics. It shows in the log, and
+        stops a run whose gradient is not finite; it reads every gradient once more, which a small
+        batch through a network of many weights feels.
 
     Returns:
       A `Step`. Its metrics are `loss`, `weight` (what counted), `grad_norm` (over the trainable
@@ -215,10 +219,11 @@ def make_step(
         metrics = {
             "loss": totals.loss.mean,
             "weight": jnp.asarray(totals.loss.weight, jnp.float32),
-            # Of the sums, then scaled: the norm of `grads` would keep XLA from fusing the scale.
-            "grad_norm": optax.tree.norm(totals.grads) * _scale(totals.loss),
             **{name: total.mean for name, total in totals.metrics.items()},
         }
+        if grad_norm:
+            # Of the sums, then scaled: the norm of `grads` would keep XLA from fusing the scale.
+            metrics["grad_norm"] = optax.tree.norm(totals.grads) * _scale(totals.loss)
         trainable = optax.apply_updates(state.trainable, updates)
         return TrainState(state.step + 1, trainable, opt_state, model_state, state.key), metrics
 

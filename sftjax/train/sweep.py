@@ -27,6 +27,7 @@ from sftjax.core import (
     flatten,
     nbytes,
 )
+from sftjax.core.placing import sharding_on
 from sftjax.train.devices import put_rows
 from sftjax.train.layout import Layout, layout, placing, put
 from sftjax.train.step import Step
@@ -194,9 +195,9 @@ def spread_runs(
             "seeds, or keep the sweep on one device"
         )
     mesh = jax.make_mesh((devices,), ("runs",), axis_types=(AxisType.Auto,))
-    dealt = NamedSharding(mesh, PartitionSpec("runs"))
+    dealt = sharding_on(mesh, PartitionSpec("runs"))
     states, settings = jax.device_put((states, dict(settings)), dealt)
-    return states, jax.device_put(fixed, NamedSharding(mesh, PartitionSpec())), settings
+    return states, jax.device_put(fixed, sharding_on(mesh)), settings
 
 
 class SweepMemory(NamedTuple):
@@ -244,12 +245,12 @@ def _run_layout(states: TrainState, fixed: Fixed, mesh: Mesh, place: ShardingOf)
     """Return where the leaves of a sweep lie: as one run's do, behind the axis of the runs."""
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), states)
     where, still = layout(one, fixed, place)
-    runs = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec("sweep", *s.spec)), where)
+    runs = jax.tree.map(lambda s: sharding_on(mesh, PartitionSpec("sweep", *s.spec)), where)
     return runs, still
 
 
 def _dealt(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec("sweep"))
+    return sharding_on(mesh, PartitionSpec("sweep"))
 
 
 def _layout(state: TrainState) -> dict[str, str]:

@@ -57,6 +57,19 @@ def set_up(rules, tx=None, accumulate=1, anchored=True, **options):
     )
 
 
+def test_the_norm_of_the_gradient_can_be_left_out_and_nothing_else_changes():
+    _, state, fixed, step = set_up("all")
+    bare = make_step(
+        classification(mlp, dropout=True),
+        adamw(1e-2, strength=0.1, weight_decay=0.1),
+        grad_norm=False,
+    )
+    whole, metrics = jax.jit(step)(state, fixed, batch_of())
+    other, fewer = jax.jit(bare)(state, fixed, batch_of())
+    assert set(metrics) - set(fewer) == {"grad_norm"}
+    chex.assert_trees_all_close(other.trainable, whole.trainable, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "tx",
     [

@@ -1,13 +1,25 @@
 """Meshes from words, layouts from paths and shapes; what cannot be is told before compilation."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from sftjax.core import Share, cut_largest, fitted
+from sftjax.core import Aux, Loss, Share, cut_largest, fitted
 from sftjax.models import TENSOR_RULES
-from sftjax.train import automatic, copies, make_mesh, pmap_step, share_of, spread
+from sftjax.train import (
+    automatic,
+    compile_step,
+    copies,
+    init,
+    make_mesh,
+    make_step,
+    pmap_step,
+    share_of,
+    spread,
+)
 from sftjax.train.meshes import parse_mesh, row_sharding
 
 
@@ -102,6 +114,25 @@ def test_a_source_that_takes_a_share_is_asked_for_it_only_by_several_processes()
     assert batch["x"].sharding.spec == PartitionSpec("data")
     with pytest.raises(ValueError, match="6 rows of a batch cannot be cut into 4 equal parts"):
         Share(0, 1, 4).of(6)
+
+
+def test_a_mesh_of_explicit_axes_is_as_good_as_any():
+    # What `jax.make_mesh` gives from jax 0.11 on where nothing is said: there a lookup of words
+    # would have to say where its result lies.
+    def objective(params, model_state, batch, key):
+        return Loss(jnp.square(params["words"][batch["ids"]]).sum(), 8.0), Aux({})
+
+    tx, ids = optax.sgd(0.1), np.arange(8, dtype=np.int32) % 3
+    words = {"words": jax.random.normal(jax.random.key(0), (16, 1024))}
+    explicit = jax.make_mesh((2, 4), ("data", "fsdp"), (AxisType.Explicit,) * 2)
+    after = []
+    for mesh in (None, make_mesh("data=2,fsdp=4"), explicit):
+        state, fixed = init(words, {"words": True}, tx, jax.random.key(1))
+        state, metrics = compile_step(make_step(objective, tx), mesh)(state, fixed, {"ids": ids})
+        after.append((np.asarray(state.trainable["words"]), float(metrics["loss"])))
+    for weights, loss in after[1:]:
+        np.testing.assert_allclose(weights, after[0][0], rtol=1e-6)
+        assert loss == pytest.approx(after[0][1], rel=1e-6)
 
 
 def test_pmap_is_told_of_a_leaf_without_copies():

@@ -1,0 +1,434 @@
+"""How fast and how large are steps on pictures and sentences on one GPU, beside torch?
+
+    python benchmarks/gpu_steps.py           # under 6 minutes on an H100 or H200
+    python benchmarks/gpu_steps.py --tiny    # the same paths on a CPU in about 2 minutes
+
+Random weights in the shapes of ResNet-50 and ViT-B/16 (64 pictures of 224 x 224) and BERT-base
+(32 sentences of 128 tokens). Our side computes in bfloat16 on float32 weights that move; torch runs
+as transformers' Trainer runs it with bf16=True (autocast, SDPA attention, fused AdamW, pictures
+channels last), once as it comes and once through `torch.compile`. Both start from the same folder
+and see the same batch; torch has a process of its own and the two take turns. The script stops if
+the losses of the first update differ by more than bfloat16 explains.
+
+Prints one JSON line a row, and at its end the table. MFU counts the products of our step as it
+stands before XLA rewrites it, for both sides, against 989 TFLOP/s, the dense bfloat16 peak of an
+H100 or H200 as its maker gives it.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pairs
+import peer
+
+RESNET = {
+    "model_type": "resnet", "embedding_size": 64, "hidden_sizes": [256, 512, 1024, 2048],
+    "depths": [3, 4, 6, 3], "layer_type": "bottleneck",
+}  # fmt: skip
+VIT = {
+    "model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "intermediate_size": 3072, "image_size": 224, "patch_size": 16, "num_channels": 3,
+    "qkv_bias": True, "hidden_act": "gelu", "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0, "layer_norm_eps": 1e-12,
+}  # fmt: skip
+BERT = {
+    "model_type": "bert", "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 512,
+    "type_vocab_size": 2, "hidden_act": "gelu", "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0, "layer_norm_eps": 1e-12,
+}  # fmt: skip
+NETWORKS = {"ResNet-50": RESNET, "ViT-B/16": VIT, "BERT-base": BERT}
+TINY = {
+    "ResNet-50": {"hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1], "embedding_size": 16},
+    "ViT-B/16": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+                 "intermediate_size": 64, "image_size": 32},
+    "BERT-base": {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 3,
+                  "num_attention_heads": 2, "intermediate_size": 64},
+}  # fmt: skip
+"""What differs where the paths alone are tried."""
+ROWS = [
+    ("BERT-base", "full"), ("BERT-base", "last 2"), ("BERT-base", "head"), ("BERT-base", "LoRA"),
+    ("ResNet-50", "full"), ("ResNet-50", "batch norms follow"), ("ResNet-50", "head"),
+    ("ViT-B/16", "full"), ("ViT-B/16", "LoRA"),
+]  # fmt: skip
+COMPILED = {("BERT-base", "full"), ("ResNet-50", "full"), ("ViT-B/16", "full")}
+"""Where torch runs compiled too: each compilation takes half a minute."""
+RULES = {"full": "all", "batch norms follow": "all", "last 2": "last:2", "head": "head"}
+LEARNING_RATE = 1e-5
+LABELS = 10
+RANK = 8
+TARGETS = ["query", "value"]
+PEAK = 989e12
+SIDES = {"sftjax", "torch", "torch.compile"}
+
+
+def main() -> None:
+    """Time the rows in turns, print and write."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--tiny", action="store_true", help="small shapes, for a CPU")
+    options.add_argument("--only", nargs="*", help="of these networks alone")
+    options.add_argument("--turns", type=int, default=5, help="(5)")
+    options.add_argument("--steps", type=int, default=20, help="updates of a turn (20)")
+    options.add_argument("--seconds", type=float, default=360.0, help="begin no row after (360)")
+    options.add_argument("--output", type=pathlib.Path, help="write the rows here as JSON lines")
+    options.add_argument("--serve", action="store_true", help="(used inside)")
+    options.add_argument("--count", action="store_true", help="(used inside)")
+    args = options.parse_args()
+    if args.serve:
+        peer.serve(torch_side)
+        return
+    rows = [row for row in ROWS if not args.only or row[0] in args.only]
+    if args.count:
+        print(json.dumps([operations(args, *row) for row in rows]))
+        return
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    counting = subprocess.Popen(
+        [sys.executable, __file__, "--count", *sys.argv[1:]],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},  # only this backend counts
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if args.tiny:
+        args.turns, args.steps = 2, 2
+    began = time.monotonic()
+    lines = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        peer.Peer([sys.executable, __file__, "--serve"]) as torch,
+    ):
+        for name, mode in rows:
+            if time.monotonic() - began > args.seconds:
+                print(json.dumps({"network": name, "mode": mode, "left out": "no time"}))
+                continue
+            lines.append(one_row(args, pathlib.Path(folder), torch, name, mode))
+            print(json.dumps(lines[-1]), flush=True)
+    for line, flops in zip(lines, json.loads(counting.communicate()[0]), strict=False):
+        line["gflop"] = round(flops / 1e9, 1)
+        for side in SIDES & set(line):
+            line[side]["mfu"] = round(flops / line[side]["ms"] * 1e3 / PEAK, 4)
+    if args.output:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        args.output.write_text(text, encoding="utf-8")
+    print(pairs.table([shown(line) for line in lines]))
+
+
+def one_row(
+    args: Any, folder: pathlib.Path, torch: peer.Peer, name: str, mode: str
+) -> dict[str, Any]:
+    """Time one network trained in one way, on both sides."""
+    import jax
+
+    model, params = network(name, args.tiny)
+    home = folder / name.replace("/", "-")
+    if not home.exists():
+        from sftjax.hub import save
+
+        save(home, model, params)
+    size = {"tiny": args.tiny, "name": name}
+    call, cost = ours(model, params, name, mode, jax.device_put(batch_of(**size)))
+    mine = float(call()[1]["loss"])
+    rounds: dict[str, Callable[[], pairs.Timing]] = {"sftjax": pairs.rounds_of(call, args.steps)}
+    loss, peaks = None, {"sftjax": cost["bytes"]}
+    both = (name, mode) in COMPILED and not args.tiny
+    for way in ("torch", "torch.compile") if both else ("torch",):
+        words = {"folder": str(home), "mode": mode, "compiled": way != "torch", **size}
+        torch.ask(["load", way, words])
+        loss = torch.ask(["round", way, 1])["loss"]
+        torch.ask(["round", way, 1])  # with the moments that the first update made
+        if way == "torch":  # of the second one, the first one's weights would count too
+            peaks[way] = torch.ask(["peak", way, 0])
+        if abs(loss - mine) > 0.03 * max(1.0, abs(loss)):
+            raise RuntimeError(f"{name}, {mode}: first loss {mine:.4f}, {way} {loss:.4f}")
+        rounds[way] = asking(torch, way, args.steps)
+    timings = pairs.alternate(rounds, args.turns)
+    found: dict[str, Any] = {
+        "network": name, "mode": mode, "device": jax.devices()[0].device_kind,
+        "versions": {"jax": jax.__version__, **torch.facts},
+        "losses": [round(mine, 4), round(loss or 0.0, 4)],
+        "compile_seconds": round(cost["seconds"], 1),
+    }  # fmt: skip
+    for side, each in timings.items():
+        ms = 1e3 * statistics.median(one.wall for one in each)
+        turns = [round(1e3 * one.wall, 2) for one in each]
+        found[side] = {"ms": round(ms, 2), "turns": turns}
+        found[side]["rows_per_second"] = round(len(batch_of(**size)["labels"]) / ms * 1e3)
+        found[side]["peak_gib"] = in_gib(peaks.get(side))
+    torch.ask(["forget", "", 0])
+    return found
+
+
+def in_gib(size: float | None) -> float | None:
+    """Return bytes in GiB."""
+    return None if size is None else round(size / 2**30, 3)
+
+
+def asking(torch: peer.Peer, way: str, steps: int) -> Callable[[], pairs.Timing]:
+    """Return a round of the peer's."""
+
+    def timed() -> pairs.Timing:
+        answer = torch.ask(["round", way, steps])
+        return pairs.Timing(answer["wall"], answer["cpu"])
+
+    return timed
+
+
+def shown(line: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the table."""
+    ours, torch, compiled = (line.get(key) for key in ("sftjax", "torch", "torch.compile"))
+    assert ours
+    assert torch
+
+    def times(other: dict[str, Any] | None) -> str:
+        return f"{other['ms'] / ours['ms']:.2f}" if other else "-"
+
+    return {
+        "network": line["network"],
+        "what moves": line["mode"],
+        "sftjax, ms": ours["ms"],
+        "torch, ms": torch["ms"],
+        "compiled, ms": compiled["ms"] if compiled else "-",
+        "times as fast as torch": times(torch),
+        "as compiled torch": times(compiled),
+        "MFU, sftjax": f"{ours['mfu']:.3f}",
+        "MFU, torch": f"{torch['mfu']:.3f}",
+        "GiB, sftjax": ours["peak_gib"],
+        "GiB, torch": torch["peak_gib"],
+        "our compilation, s": line["compile_seconds"],
+    }
+
+
+def network(name: str, tiny: bool) -> tuple[Any, Any]:
+    """Return a network that computes in bfloat16, and float32 weights drawn at random."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from sftjax.core import map_with_path
+    from sftjax.models import Head, build
+
+    config = NETWORKS[name] | (TINY[name] if tiny else {})
+    labels = tuple(f"class {number}" for number in range(LABELS))
+    head = Head("sequence" if name == "BERT-base" else "image", labels)
+    model = build(config, head, dtype=jnp.bfloat16)
+    rng = np.random.default_rng(0)
+
+    def draw(path: str, leaf: Any) -> np.ndarray:
+        if path.endswith("kernel") and len(leaf.shape) == 4 and name == "ResNet-50":
+            fan_in = int(np.prod(leaf.shape[:-1]))
+            draws = rng.standard_normal(leaf.shape, dtype=np.float32)
+            return draws * np.float32((1 / fan_in) ** 0.5)
+        if path.endswith(("scale", "var")):
+            return np.ones(leaf.shape, np.float32)
+        if path.endswith(("bias", "mean")):
+            return np.zeros(leaf.shape, np.float32)
+        return np.float32(0.02) * rng.standard_normal(leaf.shape, dtype=np.float32)
+
+    return model, jax.device_put(map_with_path(draw, model.shapes()))
+
+
+def batch_of(name: str, tiny: bool) -> dict[str, Any]:
+    """Return a batch of noise: pictures, or full rows of tokens."""
+    import numpy as np
+
+    config = NETWORKS[name] | (TINY[name] if tiny else {})
+    rng = np.random.default_rng(1)
+    if name == "BERT-base":
+        rows, length = (4, 16) if tiny else (32, 128)
+        ids = rng.integers(1000 % config["vocab_size"], config["vocab_size"], (rows, length))
+        return {
+            "input_ids": ids.astype(np.int32),
+            "attention_mask": np.ones((rows, length), np.int32),
+            "labels": rng.integers(0, LABELS, rows).astype(np.int32),
+        }
+    rows, side = (4, 32) if tiny else (64, 224)
+    return {
+        "pixel_values": rng.standard_normal((rows, side, side, 3), dtype=np.float32),
+        "labels": rng.integers(0, LABELS, rows).astype(np.int32),
+    }
+
+
+def operations(args: Any, name: str, mode: str) -> float:
+    """Return how many operations one of our updates has, as XLA counts them before it compiles."""
+    model, params = network(name, args.tiny)
+    step, state, fixed = prepared(model, params, name, mode)
+    counted = step.lower(state, fixed, batch_of(name, args.tiny)).cost_analysis()
+    return float(counted["flops"])
+
+
+def ours(
+    model: Any, params: Any, name: str, mode: str, batch: Any
+) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """Return a call that makes one update, and its compilation's seconds and bytes."""
+    step, state, fixed = prepared(model, params, name, mode)
+    before = time.perf_counter()
+    compiled = step.lower(state, fixed, batch).compile()
+    cost: dict[str, Any] = {"seconds": time.perf_counter() - before}
+    held = compiled.memory_analysis()
+    cost["bytes"] = held.argument_size_in_bytes + held.temp_size_in_bytes  # outputs take their room
+
+    def call() -> Any:
+        nonlocal state
+        state, metrics = compiled(state, fixed, batch)
+        return state, metrics
+
+    return call, cost
+
+
+def prepared(model: Any, params: Any, name: str, mode: str) -> tuple[Any, Any, Any]:
+    """Return our step, and what it starts from."""
+    import jax
+    import optax
+
+    from sftjax.adapters import attach, lora, plan_adapter, side_branch
+    from sftjax.core import map_with_path
+    from sftjax.models import statistics_of, statistics_policy, take_statistics
+    from sftjax.objectives import classification
+    from sftjax.select import select
+    from sftjax.train import compile_step, init, make_step
+
+    statistics, objective = None, classification(model.apply)
+    if mode == "LoRA":
+        plan = plan_adapter(params, lora(r=RANK), target_modules=TARGETS)
+        adapter, base = attach(params, plan, jax.random.key(0))
+        params = {"adapter": adapter, "base": base}
+        trainable = map_with_path(
+            lambda path, _: path.startswith(("adapter/", "base/classifier")), params
+        )
+        objective = classification(side_branch(model.apply, plan))
+    else:
+        still = statistics_of(params) if name == "ResNet-50" else ()
+        trainable = select(params, RULES[mode], still=still).trainable
+    if mode == "batch norms follow":
+        policy = statistics_policy(params, trainable, "adapt")
+        params, statistics = take_statistics(params, policy.adapt)
+
+        def objective(params: Any, state: Any, batch: Any, key: Any) -> Any:
+            seen = []
+
+            def apply(params: Any, batch: Any, key: Any) -> Any:
+                logits, moved = model.apply_moving(params, state, batch, key)
+                seen.append(moved)
+                return logits
+
+            loss, aux = classification(apply)(params, state, batch, key)
+            return loss, aux._replace(model_state=seen[-1])
+
+    tx = optax.adamw(LEARNING_RATE, weight_decay=0.0)
+    state, fixed = init(params, trainable, tx, jax.random.key(0), model_state=statistics)
+    return compile_step(make_step(objective, tx)), state, fixed
+
+
+class TorchStep:
+    """One network trained in one way, as transformers' Trainer does it."""
+
+    def __init__(self, folder: str, mode: str, compiled: bool, name: str, tiny: bool):
+        """Load the folder and put all on the device."""
+        import torch
+        import transformers
+
+        self.torch = torch
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        pictures = name != "BERT-base"
+        kind = (
+            transformers.AutoModelForImageClassification
+            if pictures
+            else transformers.AutoModelForSequenceClassification
+        )
+        model = kind.from_pretrained(folder).to(self.device)
+        if name == "ResNet-50":
+            model = model.to(memory_format=torch.channels_last)
+        if mode == "LoRA":
+            import peft
+
+            # Later versions of transformers call ViT's projections as Llama calls its own.
+            targets = [*TARGETS, "q_proj", "v_proj"]
+            settings = peft.LoraConfig(
+                r=RANK, lora_alpha=RANK, target_modules=targets, modules_to_save=["classifier"]
+            )
+            model = peft.get_peft_model(model, settings)
+        else:
+            last = ("pooler", "classifier", *[f"layer.{k}." for k in last_two(model, mode)])
+            for path, weight in model.named_parameters():
+                weight.requires_grad_(
+                    mode in ("full", "batch norms follow") or any(word in path for word in last)
+                )
+        # In evaluation mode batch norms use their running statistics; there is no dropout.
+        self.model = model.train() if mode == "batch norms follow" else model.eval()
+        if compiled:
+            self.model = torch.compile(self.model)
+        moving = [weight for weight in model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            moving, lr=LEARNING_RATE, weight_decay=0.0, fused=self.device == "cuda"
+        )
+        batch = {key: torch.from_numpy(value) for key, value in batch_of(name, tiny).items()}
+        if pictures:
+            batch["pixel_values"] = batch["pixel_values"].permute(0, 3, 1, 2)
+        self.batch = {key: value.to(self.device) for key, value in batch.items()}
+        self.labels = self.batch.pop("labels").long()
+
+    def round(self, steps: int) -> dict[str, float]:
+        """Make updates; return seconds an update and the first loss."""
+        losses = []
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            with self.torch.autocast(self.device, dtype=self.torch.bfloat16):
+                logits = self.model(**self.batch).logits
+                loss = self.torch.nn.functional.cross_entropy(logits.float(), self.labels)
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            losses.append(loss.detach())
+        first = float(losses[0])
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        return {"wall": wall / steps, "cpu": cpu / steps, "loss": first}
+
+    def peak(self) -> int | None:
+        """Return the most bytes that tensors have held since the last loading."""
+        return self.torch.cuda.max_memory_allocated() if self.device == "cuda" else None
+
+
+def last_two(model: Any, mode: str) -> list[int]:
+    """Return the numbers of the blocks that move, from their number."""
+    count = getattr(model.config, "num_hidden_layers", 0)
+    return [count - 2, count - 1] if mode == "last 2" else []
+
+
+def torch_side() -> tuple[dict[str, Any], Any]:
+    """Prepare the peer's process: requests are `[word, way, more]`."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+    import transformers
+
+    held: dict[str, TorchStep] = {}
+
+    def answer(request: tuple[str, str, Any]) -> Any:
+        word, way, more = request
+        if word == "load":
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            held[way] = TorchStep(**more)
+            return True
+        if word == "forget":
+            held.clear()
+            torch.compiler.reset()
+            return True
+        return held[way].round(more) if word == "round" else held[way].peak()
+
+    return {"torch": torch.__version__, "transformers": transformers.__version__}, answer
+
+
+if __name__ == "__main__":
+    main()
