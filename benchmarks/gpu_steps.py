@@ -10,8 +10,8 @@ channels last), once as it comes and once through `torch.compile`. Both start fr
 and see the same batch; torch has a process of its own and the two take turns. The script stops if
 the losses of the first update differ by more than bfloat16 explains.
 
-Prints one JSON line a row, and at its end the table. MFU counts the products of our step as it
-stands before XLA rewrites it, for both sides, against 989 TFLOP/s, the dense bfloat16 peak of an
+Prints one JSON line a row, and at its end the table. MFU counts the products of our step
+(`train.step_flops`), for both sides, against 989 TFLOP/s, the dense bfloat16 peak of an
 H100 or H200 as its maker gives it.
 """
 
@@ -20,7 +20,6 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -68,7 +67,6 @@ LABELS = 10
 RANK = 8
 TARGETS = ["query", "value"]
 PEAK = 989e12
-SIDES = {"sftjax", "torch", "torch.compile"}
 
 
 def main() -> None:
@@ -83,22 +81,12 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=360.0, help="begin no row after (360)")
     options.add_argument("--output", type=pathlib.Path, help="write the rows here as JSON lines")
     options.add_argument("--serve", action="store_true", help="(used inside)")
-    options.add_argument("--count", action="store_true", help="(used inside)")
     args = options.parse_args()
     if args.serve:
         peer.serve(torch_side)
         return
     rows = [row for row in ROWS if not args.only or row[0] in args.only]
-    if args.count:
-        print(json.dumps([operations(args, *row) for row in rows]))
-        return
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    counting = subprocess.Popen(
-        [sys.executable, __file__, "--count", *sys.argv[1:]],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},  # only this backend counts
-        stdout=subprocess.PIPE,
-        text=True,
-    )
     if args.tiny:
         args.turns, args.steps = 2, 2
     began = time.monotonic()
@@ -113,10 +101,6 @@ def main() -> None:
                 continue
             lines.append(one_row(args, pathlib.Path(folder), torch, name, mode))
             print(json.dumps(lines[-1]), flush=True)
-    for line, flops in zip(lines, json.loads(counting.communicate()[0]), strict=False):
-        line["gflop"] = round(flops / 1e9, 1)
-        for side in SIDES & set(line):
-            line[side]["mfu"] = round(flops / line[side]["ms"] * 1e3 / PEAK, 4)
     if args.output:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         args.output.write_text(text, encoding="utf-8")
@@ -156,12 +140,13 @@ def one_row(
         "network": name, "mode": mode, "device": jax.devices()[0].device_kind,
         "versions": {"jax": jax.__version__, **torch.facts},
         "losses": [round(mine, 4), round(loss or 0.0, 4)],
-        "compile_seconds": round(cost["seconds"], 1),
+        "compile_seconds": round(cost["seconds"], 1), "gflop": round(cost["flops"] / 1e9, 1),
     }  # fmt: skip
     for side, each in timings.items():
         ms = 1e3 * statistics.median(one.wall for one in each)
         turns = [round(1e3 * one.wall, 2) for one in each]
-        found[side] = {"ms": round(ms, 2), "turns": turns}
+        mfu = round(cost["flops"] / ms * 1e3 / PEAK, 4)
+        found[side] = {"ms": round(ms, 2), "turns": turns, "mfu": mfu}
         found[side]["rows_per_second"] = round(len(batch_of(**size)["labels"]) / ms * 1e3)
         found[side]["peak_gib"] = in_gib(peaks.get(side))
     torch.ask(["forget", "", 0])
@@ -258,22 +243,17 @@ def batch_of(name: str, tiny: bool) -> dict[str, Any]:
     }
 
 
-def operations(args: Any, name: str, mode: str) -> float:
-    """Return how many operations one of our updates has, as XLA counts them before it compiles."""
-    model, params = network(name, args.tiny)
-    step, state, fixed = prepared(model, params, name, mode)
-    counted = step.lower(state, fixed, batch_of(name, args.tiny)).cost_analysis()
-    return float(counted["flops"])
-
-
 def ours(
     model: Any, params: Any, name: str, mode: str, batch: Any
 ) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """Return a call that makes one update, and its compilation's seconds and bytes."""
+    """Return a call that makes one update, and its seconds to compile, bytes and operations."""
+    from sftjax.train import step_flops
+
     step, state, fixed = prepared(model, params, name, mode)
     before = time.perf_counter()
     compiled = step.lower(state, fixed, batch).compile()
     cost: dict[str, Any] = {"seconds": time.perf_counter() - before}
+    cost["flops"] = step_flops(step, state, fixed, batch)
     held = compiled.memory_analysis()
     cost["bytes"] = held.argument_size_in_bytes + held.temp_size_in_bytes  # outputs take their room
 

@@ -12,6 +12,7 @@ from sftjax.core.quantized import Quantized, is_quantized
 from sftjax.core.redact import redact
 from sftjax.core.share import WHOLE, Share
 from sftjax.core.state import Batch, Fixed, Metrics, Objective, PyTree, TrainState, View, step_key
+from sftjax.core.target import compiling_for, platform, target_devices
 
 __all__ = [
     "WHOLE",
@@ -31,6 +32,7 @@ __all__ = [
     "by_rules",
     "clocks_of",
     "combine",
+    "compiling_for",
     "count",
     "cover",
     "cut_largest",
@@ -48,9 +50,11 @@ __all__ = [
     "owner_of",
     "partition",
     "path_of",
+    "platform",
     "read_npz",
     "redact",
     "spec_of",
     "step_key",
+    "target_devices",
     "unflatten",
 ]

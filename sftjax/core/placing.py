@@ -120,7 +120,7 @@ def cut_largest(
     came out wrong by half a percent (seen with jax 0.10.2 on eight virtual CPU devices).
 
     Args:
-      spec: how the leaf is cut already.
+      spec: how the leaf is cut already; one that has the axis stays as it is.
       shape: of the leaf.
       mesh: the devices.
       axis: of the mesh; one that it does not have changes nothing.
@@ -131,9 +131,11 @@ def cut_largest(
     (None, 'fsdp')
     >>> tuple(cut_largest(PartitionSpec(None, "tensor"), (6, 512), mesh, "fsdp", 1000))
     (None, 'tensor')
+    >>> tuple(cut_largest(PartitionSpec(None, "fsdp"), (512, 8), mesh, "fsdp", 1000))
+    (None, 'fsdp')
     """
     ways = mesh.shape.get(axis, 1)
-    if ways == 1 or math.prod(shape) < smallest:
+    if ways == 1 or math.prod(shape) < smallest or any(axis in _names(axes) for axes in spec):
         return spec
     cut = [*spec, *[None] * (len(shape) - len(spec))]
     allowed = range(len(shape))

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from sftjax.core import platform, target_devices
 from sftjax.models.attention import batched_dot
 from sftjax.models.block_attention import NEVER, attend_by_blocks
 
@@ -197,13 +198,13 @@ def splash_refuses(q_BTHK: Array, dropout: object = None) -> str | None:
 
 
 def _best(q_BTHK: Array, softcap: float | None, dropout: object) -> str:
-    backend = jax.default_backend()
+    backend = platform()
     if backend == "gpu" and cudnn_refuses(q_BTHK, softcap, dropout) is None:
         return "cudnn"
     if backend == "cpu" and q_BTHK.shape[1] >= LONG and blocks_refuse(dropout) is None:
         return "blocks"
     # On a mesh a Pallas kernel would have to be split by hand; one chip is what can be promised.
-    alone = backend == "tpu" and jax.device_count() == 1
+    alone = backend == "tpu" and len(target_devices()) == 1
     return "splash" if alone and splash_refuses(q_BTHK, dropout) is None else "xla"
 
 

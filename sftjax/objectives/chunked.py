@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sftjax.core import Loss
+from sftjax.core import Loss, platform, target_devices
 from sftjax.objectives.token_slices import Each, losses_and_gradients
 from sftjax.objectives.word_slices import (
     Drawn,
@@ -131,7 +131,7 @@ def weighted_sum(
     (1.862, [0.0, 1.0])
     """
     if by == "auto":
-        alone = jax.default_backend() == "cpu" and jax.device_count() == 1 and sharded is None
+        alone = platform() == "cpu" and len(target_devices()) == 1 and sharded is None
         by = "tokens" if alone else "vocabulary"
     if by == "vocabulary":
         stats = token_stats(

@@ -1,6 +1,7 @@
 """`sftjax plan`: what a run takes in memory, by kind, before any weight is loaded.
 
 sftjax plan --model smollm2-135m-instruct --adapter lora:r=16 --batch 8 --length 1024 --memory 16GiB
+sftjax plan --model FOLDER --mesh fsdp=8 --topology v5e:2x4   # for TPUs that are not here
 """
 
 import dataclasses
@@ -10,8 +11,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from sftjax.core import Batch, Fixed, Objective, TrainState, count, partition
+from sftjax.core import (
+    Batch,
+    Fixed,
+    Objective,
+    TrainState,
+    compiling_for,
+    count,
+    partition,
+    platform,
+)
 from sftjax.hub import outline
 from sftjax.models import TENSOR_RULES, CausalModel, Head, Model, Seq2SeqModel, TextEncoder
 from sftjax.objectives import Apply, objective_of, sequence_to_sequence, slice_of
@@ -22,7 +33,13 @@ from sftjax.recipes.deciding import decide
 from sftjax.recipes.finetune import begin
 from sftjax.recipes.methods import Parts
 from sftjax.recipes.named_models import folder_of
-from sftjax.recipes.plan_table import device_memory, parse_bytes, plan_table, told_bytes
+from sftjax.recipes.plan_table import (
+    device_memory,
+    no_room,
+    parse_bytes,
+    plan_table,
+    told_bytes,
+)
 from sftjax.recipes.prepare import quantized
 from sftjax.recipes.progress import say
 from sftjax.recipes.seq2seq_parts import seq2seq_parts
@@ -30,7 +47,15 @@ from sftjax.recipes.stepping import compiled
 from sftjax.recipes.text_parts import text_parts
 from sftjax.recipes.training import Training
 from sftjax.recipes.worn import Worn, wear
-from sftjax.train import Step, StepMemory, abstract_state, laid_out, step_memory, use_mesh
+from sftjax.train import (
+    Step,
+    StepMemory,
+    abstract_state,
+    laid_out,
+    step_memory,
+    topology_devices,
+    use_mesh,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +80,10 @@ class Plan:
     """As in `sftjax chat`: another forward pass, without the adapter."""
     memory: str = ""
     """What the device has, as in 16GiB; else what it says itself."""
+    topology: str = ""
+    """Plan for a TPU slice that is not here, as v5e:2x4, v6e:2x2 or v5p:2x2x1, with the TPU's own
+    compiler (the package libtpu); --mesh is over its chips, all of them along data if it is not
+    given."""
 
 
 class Planned(NamedTuple):
@@ -79,11 +108,20 @@ def plan(job: Plan, tell: Callable[[str], None] = say) -> Planned:
     Raises:
       ValueError: for settings that do not go together, as the run itself would say.
     """
+    if not job.topology:
+        return _plan(job, use_mesh(job.training.mesh), tell)
+    with compiling_for(topology_devices(job.topology)):
+        try:
+            return _plan(job, use_mesh(job.training.mesh or "data=-1"), tell)
+        finally:
+            use_mesh("")
+
+
+def _plan(job: Plan, mesh: Mesh | None, tell: Callable[[str], None]) -> Planned:
     training = job.training
     if training.phases:
         raise ValueError("--phases are several runs after another; plan the one that moves most")
     room = (parse_bytes(job.memory), "--memory") if job.memory else device_memory()
-    mesh = use_mesh(training.mesh)
     where = folder_of(job.model)
     model, params, new = _outline(where, job)
     adapters = training.adapter
@@ -120,7 +158,14 @@ def plan(job: Plan, tell: Callable[[str], None] = say) -> Planned:
     step = compiled(method, method.tx, accumulate)
     distils = training.anchor.partition(":")[0] in ("features", "logits")
     seen = parts.objective(worn.parts(parts).logits) if distils else method.objective
-    memory = step_memory(step, seen, state, fixed, batch, accumulate=accumulate, view=method.view)
+    try:
+        memory = step_memory(
+            step, seen, state, fixed, batch, accumulate=accumulate, view=method.view
+        )
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ValueError(no_room(str(error))) from error
     trained, size = count(moving), training.per_device_train_batch_size
     tell(
         f"{job.model}: a {model.family} of {count(params):,} parameters; trained: {trained:,}; "
@@ -133,7 +178,7 @@ def plan(job: Plan, tell: Callable[[str], None] = say) -> Planned:
         "logits": note,
     }
     tell(plan_table(memory, notes, logits, room))
-    if job.remat != "none" and jax.default_backend() == "cpu":
+    if job.remat != "none" and platform() == "cpu":
         tell(
             "XLA on CPU saves no memory by remat unless XLA_FLAGS has "
             "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"

@@ -5,8 +5,13 @@ import re
 
 import jax
 
-from sftjax.train import StepMemory
+from sftjax.core import platform, target_devices
+from sftjax.train import StepMemory, memory_of
 
+_LESS = (
+    "Fewer rows at a time (--batch) and more of them to an update (--gradient-accumulation-steps), "
+    "--bf16, --remat full, --quantize nf4 beside an adapter, or a shorter --length take less"
+)
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -44,7 +49,10 @@ def told_bytes(size: float) -> str:
 
 def device_memory() -> tuple[int, str] | None:
     """Return the memory of a device and whose it is; None if nothing says how much there is."""
-    device = jax.devices()[0]
+    device = target_devices()[0]
+    if device not in jax.devices():  # of a topology: it is not here to be asked
+        size = memory_of(device.device_kind)
+        return None if size is None else (size, f"a {device.device_kind}")
     stats = device.memory_stats() or {}
     if limit := stats.get("bytes_limit"):
         return int(limit), f"this {device.device_kind}"
@@ -52,6 +60,17 @@ def device_memory() -> tuple[int, str] | None:
         pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
         return pages * size // jax.device_count(), "this machine"
     return None
+
+
+def no_room(error: str) -> str:
+    """Return what to say where the compiler itself found that a program does not fit.
+
+    >>> no_room("RESOURCE_EXHAUSTED: ... Used 22.0G of 15.7G hbm. Exceeded by 6.3G.")[:49]
+    'does not fit: it takes 22.0G of 15.7G, by the com'
+    """
+    said = re.search(r"Used (\S+) of (\S+) hbm", error)
+    how = f"it takes {said[1]} of {said[2]}" if said else error.splitlines()[0]
+    return f"does not fit: {how}, by the compiler of {target_devices()[0].device_kind}. {_LESS}"
 
 
 def plan_table(
@@ -77,7 +96,7 @@ def plan_table(
         lines.append(f"{name:<17} {told_bytes(sizes[field]):>10}  {note}".rstrip())
     lines += [
         "",
-        f"compiled for {jax.default_backend()}: arguments {told_bytes(memory.arguments)}, "
+        f"compiled for {platform()}: arguments {told_bytes(memory.arguments)}, "
         f"temporary {told_bytes(memory.temporary)}, outputs {told_bytes(memory.outputs)} of which "
         f"{told_bytes(memory.in_place)} in place",
         f"at once {told_bytes(memory.total)}; counted from shapes {told_bytes(memory.planned)}, "
@@ -91,8 +110,6 @@ def plan_table(
     else:
         lines.append(
             f"does not fit {told_bytes(room[0])} ({room[1]}): {told_bytes(memory.total - room[0])} "
-            "too many. Fewer rows at a time (--batch) and more of them to an update "
-            "(--gradient-accumulation-steps), --bf16, --remat full, --quantize nf4 beside an "
-            "adapter, or a shorter --length take less"
+            f"too many. {_LESS}"
         )
     return "\n".join(lines)

@@ -3,10 +3,9 @@
 import dataclasses
 from typing import Annotated, Any, Literal, NamedTuple
 
-import jax
 import tyro
 
-from sftjax.core import PyTree
+from sftjax.core import PyTree, target_devices
 from sftjax.select import Description, Selection
 from sftjax.train import Fit, OnNan, parse_mesh
 
@@ -146,7 +145,7 @@ class Training:
     @property
     def row_devices(self) -> int:
         """Over how many devices rows are dealt out: all, unless the mesh has other axes too."""
-        sizes = parse_mesh(self.mesh, jax.device_count())
+        sizes = parse_mesh(self.mesh, len(target_devices()))
         return sizes.get("data", 1) * sizes.get("fsdp", 1)
 
     def num_steps(self, steps_per_epoch: int) -> int:

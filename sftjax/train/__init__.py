@@ -15,7 +15,7 @@ from sftjax.train.devices import (
 )
 from sftjax.train.digest import digests
 from sftjax.train.finite import Diagnose, OnNan, diagnosis, guard, not_finite
-from sftjax.train.flops import peak_flops, step_flops
+from sftjax.train.flops import memory_of, peak_flops, step_flops
 from sftjax.train.grid import grid, name_of, parse_grid, stack_settings
 from sftjax.train.interrupt import RESUME, Interrupted, stop_on_signals
 from sftjax.train.layout import abstract_batch, abstract_state, automatic, layout, place_state
@@ -45,6 +45,7 @@ from sftjax.train.sweep import (
 )
 from sftjax.train.sweep_loop import SweepFit, fit_sweep, tidy
 from sftjax.train.together import all_agree, together
+from sftjax.train.topology import topology_devices
 from sftjax.train.window import Event, Record
 
 __all__ = [
@@ -99,6 +100,7 @@ __all__ = [
     "make_step",
     "make_sweep_step",
     "meet",
+    "memory_of",
     "name_of",
     "not_finite",
     "on_host",
@@ -131,6 +133,7 @@ __all__ = [
     "take_run",
     "tidy",
     "together",
+    "topology_devices",
     "use_mesh",
     "with_columns",
     "with_prefix",

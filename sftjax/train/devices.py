@@ -12,7 +12,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sftjax.core import Batch, Fixed, PyTree, Rules, ShardingOf, Share, TrainState
+from sftjax.core import (
+    Batch,
+    Fixed,
+    PyTree,
+    Rules,
+    ShardingOf,
+    Share,
+    TrainState,
+    target_devices,
+)
 from sftjax.core.placing import AnyMesh, left_to_compiler, sharding_on
 from sftjax.train.layout import abstract_batch, place_state, put
 from sftjax.train.meshes import make_mesh, row_axes, row_sharding, row_shards, whole
@@ -169,4 +178,4 @@ def _mesh(given: Mesh | None) -> Mesh | None:
     """Return the given mesh, or the chosen one, or that of all devices; None where there is one."""
     if given is not None or _chosen:
         return given or _chosen[0]
-    return None if jax.device_count() == 1 else make_mesh()
+    return None if len(target_devices()) == 1 else make_mesh()

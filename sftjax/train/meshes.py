@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from sftjax.core import target_devices
 from sftjax.core.placing import AnyMesh, fitted, sharding_on
 
 AXES = ("sweep", "data", "fsdp", "sequence", "tensor")
@@ -42,7 +43,7 @@ def make_mesh(description: str = "", devices: Sequence[Any] | None = None) -> Me
     >>> make_mesh("data=-1,tensor=1").axis_names
     ('data', 'tensor')
     """
-    found = list(jax.devices()) if devices is None else list(devices)
+    found = target_devices() if devices is None else list(devices)
     sizes = parse_mesh(description, len(found))
     names = tuple(name for name in AXES if name in sizes)
     shape = tuple(sizes[name] for name in names)
