@@ -18,7 +18,6 @@ from sftjax.core import (
     Fixed,
     Objective,
     TrainState,
-    compiling_for,
     count,
     partition,
     platform,
@@ -52,8 +51,8 @@ from sftjax.train import (
     StepMemory,
     abstract_state,
     laid_out,
+    on_topology,
     step_memory,
-    topology_devices,
     use_mesh,
 )
 
@@ -81,7 +80,7 @@ class Plan:
     memory: str = ""
     """What the device has, as in 16GiB; else what it says itself."""
     topology: str = ""
-    """Plan for a TPU slice that is not here, as v5e:2x4, v6e:2x2 or v5p:2x2x1, with the TPU's own
+    """Plan for a TPU slice that is not here, as v5e:1x1, v5e:2x4 or v5p:2x2x1, with the TPU's own
     compiler (the package libtpu); --mesh is over its chips, all of them along data if it is not
     given."""
 
@@ -110,7 +109,7 @@ def plan(job: Plan, tell: Callable[[str], None] = say) -> Planned:
     """
     if not job.topology:
         return _plan(job, use_mesh(job.training.mesh), tell)
-    with compiling_for(topology_devices(job.topology)):
+    with on_topology(job.topology):
         try:
             return _plan(job, use_mesh(job.training.mesh or "data=-1"), tell)
         finally:

@@ -68,8 +68,9 @@ def no_room(error: str) -> str:
     >>> no_room("RESOURCE_EXHAUSTED: ... Used 22.0G of 15.7G hbm. Exceeded by 6.3G.")[:49]
     'does not fit: it takes 22.0G of 15.7G, by the com'
     """
-    said = re.search(r"Used (\S+) of (\S+) hbm", error)
-    how = f"it takes {said[1]} of {said[2]}" if said else error.splitlines()[0]
+    said = re.search(r"Used (\S+) of (\S+) hbm|\((\S+)\) exceeds available HBM \((\S+)\)", error)
+    takes, has = [part for part in said.groups() if part] if said else ("", "")
+    how = f"it takes {takes} of {has}" if said else error.splitlines()[0]
     return f"does not fit: {how}, by the compiler of {target_devices()[0].device_kind}. {_LESS}"
 
 

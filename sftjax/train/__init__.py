@@ -45,7 +45,7 @@ from sftjax.train.sweep import (
 )
 from sftjax.train.sweep_loop import SweepFit, fit_sweep, tidy
 from sftjax.train.together import all_agree, together
-from sftjax.train.topology import topology_devices
+from sftjax.train.topology import on_topology
 from sftjax.train.window import Event, Record
 
 __all__ = [
@@ -104,6 +104,7 @@ __all__ = [
     "name_of",
     "not_finite",
     "on_host",
+    "on_topology",
     "open_checkpoints",
     "parse_grid",
     "parse_mesh",
@@ -133,7 +134,6 @@ __all__ = [
     "take_run",
     "tidy",
     "together",
-    "topology_devices",
     "use_mesh",
     "with_columns",
     "with_prefix",

@@ -92,7 +92,7 @@ def test_a_convolution_and_its_gradients_are_three_of_the_same_size(stride, grou
     assert counted(both, x, w) == pytest.approx(3 * one, rel=0.01)
 
 
-def test_the_compiler_counts_the_same_where_there_is_no_loop():
+def test_the_compiler_counts_these_and_little_beside_them():
     step, *given = set_up("012")
     xla = jax.jit(step).lower(*given).cost_analysis()["flops"]
-    assert step_flops(jax.jit(step), *given) == pytest.approx(xla, rel=0.05)
+    assert 0.85 * xla < step_flops(jax.jit(step), *given) < xla  # tanh and sums are its alone
