@@ -15,6 +15,7 @@ _SETTINGS = {
     "TPU_SKIP_MDS_QUERY": "1",  # else it asks a server that answers on a TPU's host alone
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # of the host, whatever the slice
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # one program at a time holds a TPU; here is none to hold
 }
 
 
