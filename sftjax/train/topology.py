@@ -11,7 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from sftjax.core import compiling_for
 
-_SETTINGS = {
+_SETTINGS = {  # before jax looks for its devices, or the compiler complains of them
     "TPU_SKIP_MDS_QUERY": "1",  # else it asks a server that answers on a TPU's host alone
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # of the host, whatever the slice
@@ -40,7 +40,7 @@ def on_topology(name: str) -> Iterator[list[Any]]:
       ahead-of-time compilation: https://docs.jax.dev/en/latest/aot.html
     """
     chips = _chips(name)
-    cached = jax.config.jax_enable_compilation_cache
+    cached: bool = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     # A program for devices that are not here can be kept on disk, but not be read again.
     _use_cache(False)
     try:
@@ -61,9 +61,10 @@ def _chips(name: str) -> list[Any]:
             f"{name} needs the TPU's compiler, which runs without a TPU: "
             f'pip install "jax[tpu]=={jax.__version__}"'
         )
-    if jax.default_backend() != "tpu":
-        for setting, value in _SETTINGS.items():
-            os.environ.setdefault(setting, value)
+    for setting, value in _SETTINGS.items():
+        # On a TPU's host they are set; elsewhere the package itself puts a warning into some.
+        if os.environ.get(setting, "WARNING").startswith("WARNING"):
+            os.environ[setting] = value
     from jax.experimental import topologies
 
     # By itself the compiler counts four chips a host, and finds no host for one.
