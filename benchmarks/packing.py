@@ -1,7 +1,8 @@
 """How full are packed rows of real conversations, and how many real tokens a second do they give?
 
     python benchmarks/packing.py                  # about 20 minutes on 2 cores
-    python benchmarks/packing.py --sets sharegpt --row 4096 --steps 2 --turns 3     # 10 minutes
+    python benchmarks/packing.py --sets sharegpt --row 4096 --steps 2 --turns 3     # 15 minutes
+    python benchmarks/packing.py --sets sharegpt --row 8192 --steps 1 --turns 2     # 10 minutes
     python benchmarks/packing.py --quick          # about 1 minute: tiny model, short rows, one turn
     python benchmarks/packing.py --measure FOLDER # writes chat_lengths.npz anew from two wheels
 
