@@ -119,6 +119,6 @@ def options_of(job):
 def test_every_option_that_a_page_names_exists():
     known = {option for part in Command.__args__ for option in options_of(part.__origin__)}
     for page in build.pages():
-        named = re.findall(r"(?<![\w-])--([a-z][a-z-]*[a-z])", page.read_text("utf-8"))
+        named = re.findall(r"(?<![\w-])--([a-z][a-z0-9-]*[a-z0-9])", page.read_text("utf-8"))
         if page.parent.name in ("docs", ROOT.name):
             assert {*named} <= known | FOREIGN, f"{page.name}: {sorted({*named} - known - FOREIGN)}"

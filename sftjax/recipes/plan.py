@@ -109,7 +109,11 @@ def plan(job: Plan, tell: Callable[[str], None] = say) -> Planned:
     """
     if not job.topology:
         return _plan(job, use_mesh(job.training.mesh), tell)
-    with on_topology(job.topology):
+    with on_topology(job.topology) as chips:
+        tell(
+            f"compiling for {len(chips)} x {chips[0].device_kind}, which are not here; many layers "
+            "take minutes"
+        )
         try:
             return _plan(job, use_mesh(job.training.mesh or "data=-1"), tell)
         finally:
