@@ -77,8 +77,9 @@ def accuracies(rows: list[dict[str, Any]], args: Any) -> list[dict[str, Any]]:
             line[f"{labels} a class"] = f"{mean:.3f} [{low:.3f}, {high:.3f}]"
         moved = [row["moved"] for row in rows if row["way"] == way and row["moved"] is not None]
         line["moved"] = f"{np.mean(moved):.2f}" if moved else "-"
-        seconds = [row["seconds"] for row in rows if row["way"] == way]
-        line["seconds a run"] = f"{np.mean(seconds):.0f}"
+        # Of a run that was over before (`--folder`) the seconds are those of looking at it.
+        seconds = [row["seconds"] for row in rows if row["way"] == way and row["seconds"] > 0.1]
+        line["seconds a run"] = f"{np.mean(seconds):.0f}" if seconds else "-"
         table.append(line)
     return table
 
