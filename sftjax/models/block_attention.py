@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from sftjax.core import target_devices
 from sftjax.models.attention import batched_dot
 
 BLOCK = 64
@@ -78,6 +79,14 @@ def attend_by_blocks(
     (1, 3, 2, 4)
     """
     rows, length, heads, width = q_BTHK.shape
+    if rows > 1 and segment_ids is not None and len(target_devices()) == 1:
+        # Row by row, so that one long example does not take the savings of the others. (On a mesh
+        # rows lie on many devices.)
+        again = functools.partial(
+            attend_by_blocks, scale=scale, window=window, softcap=softcap, block=block
+        )
+        each = (x[:, None] for x in (q_BTHK, k_BTJK, v_BTJK, jnp.asarray(segment_ids)))
+        return jax.lax.map(lambda x: again(*x[:3], segment_ids=x[3])[0], tuple(each))
     groups = k_BTJK.shape[2]
     missing = -length % block
     if segment_ids is None:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sftjax.core import compiling_for
 from sftjax.models.block_attention import attend_by_blocks
 from sftjax.models.causal_attention import attend, cudnn_refuses, gather, seen_by, splash_refuses
 
@@ -87,6 +88,23 @@ def test_blocks_of_other_segments_are_not_even_read():
     np.testing.assert_array_equal(d_same[:, 64:], d_q[:, 64:])
     expected = by_the_formula(q, k, v, 0.3, segments)
     np.testing.assert_allclose(y, expected[:, after], atol=2e-6)
+
+
+def test_one_device_goes_row_by_row_to_the_same_numbers_and_gradients():
+    q, k, v = drawn()
+
+    def total(q, k, v):
+        y = attend_by_blocks(q, k, v, scale=0.3, segment_ids=jnp.asarray(SEGMENTS), block=16)
+        return (jnp.where(SEGMENTS[..., None, None] > 0, y, 0.0) ** 2).sum(), y
+
+    def found():
+        return jax.value_and_grad(total, (0, 1, 2), has_aux=True)(q, k, v)
+
+    together = found()
+    with compiling_for(jax.devices()[:1]):
+        apart = found()
+    for one, other in zip(jax.tree.leaves(apart), jax.tree.leaves(together), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_a_row_of_padding_is_finite_and_so_are_its_gradients():
