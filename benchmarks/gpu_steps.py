@@ -28,6 +28,7 @@ from typing import Any
 
 import pairs
 import peer
+from images_speed import following
 
 RESNET = {
     "model_type": "resnet", "embedding_size": 64, "hidden_sizes": [256, 512, 1024, 2048],
@@ -292,17 +293,7 @@ def prepared(model: Any, params: Any, name: str, mode: str) -> tuple[Any, Any, A
     if mode == "batch norms follow":
         policy = statistics_policy(params, trainable, "adapt")
         params, statistics = take_statistics(params, policy.adapt)
-
-        def objective(params: Any, state: Any, batch: Any, key: Any) -> Any:
-            seen = []
-
-            def apply(params: Any, batch: Any, key: Any) -> Any:
-                logits, moved = model.apply_moving(params, state, batch, key)
-                seen.append(moved)
-                return logits
-
-            loss, aux = classification(apply)(params, state, batch, key)
-            return loss, aux._replace(model_state=seen[-1])
+        objective = following(model)
 
     tx = optax.adamw(LEARNING_RATE, weight_decay=0.0)
     state, fixed = init(params, trainable, tx, jax.random.key(0), model_state=statistics)
