@@ -182,7 +182,7 @@ def cache_bytes(
 ) -> int:
     """Return the bytes that the arrays of the cache really have."""
     cache = jax.eval_shape(lambda p, b: model.decoder.start(p, b, new_tokens)[1], params, part)
-    parts = ((cache.moving.own, beams), (cache.source.blocks, 1))
+    parts = ((cache.own, beams), (cache.source.blocks, 1))
     return sum(
         times * leaf.size * leaf.dtype.itemsize
         for held, times in parts

@@ -10,7 +10,7 @@ from sftjax.core import Batch, PyTree
 from sftjax.evaluate.generate_rows import rows_of, until_ended
 from sftjax.evaluate.generate_scores import follow_rules
 from sftjax.evaluate.generate_settings import GenerationSettings
-from sftjax.models.decoding import Cache, Decoder, WithSource
+from sftjax.models.decoding import Cache, Decoder, WithSource, for_beams, take_beams
 
 LOST = -1.0e9
 """The score of a beam that is not one."""
@@ -68,7 +68,7 @@ def search(
         jnp.zeros((rows, beams), bool),
         jnp.ones(rows, bool),
         jnp.zeros(rows, bool),
-        _moving(cache, lambda leaf: jnp.repeat(leaf, beams, 0)),
+        for_beams(cache, beams),
     )
     state = _choose(state, jnp.repeat(logits, beams, 0), settings, prompt)
 
@@ -85,9 +85,10 @@ def search(
 
     def take(state: Beams, order: Array) -> Beams:
         each = (order[:, None] * beams + jnp.arange(beams)).reshape(-1)
-        cache = _moving(state.cache, lambda leaf: leaf[each])
+        cache = take_beams(state.cache, each)
         if isinstance(cache, WithSource):
-            cache = cache._replace(source=rows_of(cache.source, order))
+            own, source = rows_of((cache.own, cache.source), order)
+            cache = cache._replace(own=own, source=source)
         return rows_of(state._replace(cache=None), order)._replace(cache=cache)
 
     return until_ended(
@@ -143,12 +144,5 @@ def _choose(state: Beams, logits: Array, settings: GenerationSettings, prompt: i
         is_done,
         state.hope & (best[:, None] > worst).any(1),
         ends.all(1),
-        _moving(state.cache, lambda leaf: jnp.take(leaf, source, 0)),
+        take_beams(state.cache, source),
     )
-
-
-def _moving(cache: Cache, change) -> Cache:
-    """Change what belongs to beams, and leave what belongs to rows of the batch."""
-    if isinstance(cache, WithSource):
-        return cache._replace(moving=jax.tree.map(change, cache.moving))
-    return jax.tree.map(change, cache)

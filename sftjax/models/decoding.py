@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -14,13 +15,47 @@ Every leaf has the rows of the batch as its first axis, so that beams are reorde
 
 
 class WithSource(NamedTuple):
-    """A cache in two parts, where beams of one row share what is long and never changes."""
+    """A cache in three parts, of which a beam search moves the smallest alone."""
 
     moving: PyTree
     """Reordered as beams live and die; one row for each row of tokens."""
+    own: PyTree
+    """What was read of the tokens so far, every leaf (B, ..., J, N, K) for N tokens of J beams. A
+    token stays in the place of the beam that read it: `moving` knows where the past of each beam
+    lies. J is 1 at the start; a search repeats it."""
     source: PyTree
     """What was read of the source: one row for each row of the *batch*. A step is then given
     `beams` neighbouring rows of tokens for each of these, and neither copies nor moves them."""
+
+
+def for_beams(cache: Cache, beams: int) -> Cache:
+    """Give each of so many beams what its row remembers.
+
+    >>> for_beams({"keys": jnp.array([[1], [2]])}, 2)["keys"].tolist()
+    [[1], [1], [2], [2]]
+    """
+    if not isinstance(cache, WithSource):
+        return jax.tree.map(lambda leaf: jnp.repeat(leaf, beams, 0), cache)
+    return WithSource(
+        for_beams(cache.moving, beams),
+        jax.tree.map(lambda leaf: jnp.repeat(leaf, beams, -3), cache.own),
+        cache.source,
+    )
+
+
+def take_beams(cache: Cache, beams: Array) -> Cache:
+    """Go on with other rows of tokens, of the same rows of the batch.
+
+    Args:
+      cache: of R rows of tokens.
+      beams: (N,) int32 below R, the row of tokens that each is to follow.
+
+    >>> take_beams({"keys": jnp.array([[1], [2]])}, jnp.array([1, 1]))["keys"].tolist()
+    [[2], [2]]
+    """
+    if isinstance(cache, WithSource):
+        return cache._replace(moving=take_beams(cache.moving, beams))
+    return jax.tree.map(lambda leaf: leaf.at[beams].get(mode="promise_in_bounds"), cache)
 
 
 def own_prompt(batch: Batch) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 """What encoder-decoders share: their inputs, who looks at whom, and attention with a memory.
 
 Shapes are named as in `attention`, and U tokens of a target row, R rows of tokens in a step of
-generation (B, or B times the beams), N the room for new tokens.
+generation (B times the J beams of each), N the room for new tokens.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,11 @@ class Pair(NamedTuple):
 
 
 class KeysValues(NamedTuple):
-    """What one attention remembers of the tokens it may look at."""
+    """What one attention remembers of the tokens it may look at.
+
+    (B, H, S, K) of a source. Of the tokens so far (B, H, J, N, K): the J beams of a row each have a
+    place of their own for N tokens, and S is J*N.
+    """
 
     k_BHSK: Array
     v_BHSK: Array
@@ -57,8 +61,10 @@ class Now(NamedTuple):
 
     place: Array
     """() int32: the place of this token, counted from 0."""
+    places: Array
+    """(J*N,) int32: the places of the tokens remembered, 0 to N-1 for each beam."""
     own_bias: Array
-    """(R or 1, H or 1, 1, N) float32: 0, or a position's bias, for the tokens so far."""
+    """(B, 1, J, J*N) float32: 0 where a token so far is of the looking beam's own past."""
     source_bias: Array
     """(B, 1, 1, S) float32: 0 where the source has a token."""
 
@@ -125,20 +131,21 @@ def heads_apart(x_ND: Array, rows: int, heads: int) -> Array:
 def empty(
     blocks: int, shape: tuple[int, int, int, int], dtype: jax.typing.DTypeLike
 ) -> tuple[Kept, ...]:
-    """Return the memory of blocks that have seen nothing; `shape` is (R, H, N, K)."""
-    one = jnp.zeros(shape, dtype)
+    """Return the memory of blocks that have seen nothing, one beam's; `shape` is (B, H, N, K)."""
+    rows, heads, tokens, width = shape
+    one = jnp.zeros((rows, heads, 1, tokens, width), dtype)
     return (Kept(KeysValues(one, one), None),) * blocks
 
 
 def remember(kept: KeysValues, now: KeysValues, index: Array) -> KeysValues:
-    """Put the keys and values of one token, (R, H, 1, K), in their place."""
-    at = (0, 0, index, 0)
-    return KeysValues(
-        *(
-            jax.lax.dynamic_update_slice(room, one.astype(room.dtype), at)
-            for room, one in zip(kept, now, strict=True)
-        )
-    )
+    """Put the keys and values of one token in each beam, (B*J, H, 1, K), in their place."""
+
+    def put(room: Array, one: Array) -> Array:
+        rows, heads, beams, _, width = room.shape
+        each = one.astype(room.dtype).reshape(rows, beams, heads, 1, width).swapaxes(1, 2)
+        return jax.lax.dynamic_update_slice(room, each, (0, 0, 0, index, 0))
+
+    return KeysValues(*map(put, kept, now))
 
 
 def look(q_RD: Array, kept: KeysValues, bias: Array, heads: int, scale: float | None) -> Array:
@@ -146,8 +153,8 @@ def look(q_RD: Array, kept: KeysValues, bias: Array, heads: int, scale: float | 
 
     Args:
       q_RD: (R, D), queries; R a multiple of the remembered rows B, neighbours sharing one.
-      kept: of (B, H, S, K).
-      bias: (R or B or 1, H or 1, 1, S) float32.
+      kept: of (B, H, S, K), or S in two axes.
+      bias: (B or 1, H or 1, R/B or 1, S) float32.
       heads: H.
       scale: of the scores; `K ** -0.5` if None.
 
@@ -158,8 +165,8 @@ def look(q_RD: Array, kept: KeysValues, bias: Array, heads: int, scale: float | 
     >>> look(jnp.ones((4, 4)), kept, jnp.zeros((1, 1, 1, 3)), 2, None).shape
     (4, 4)
     """
-    k_BHSK, v_BHSK = kept
-    rows, width = k_BHSK.shape[0], q_RD.shape[-1] // heads
+    rows, width = len(kept.k_BHSK), q_RD.shape[-1] // heads
+    k_BHSK, v_BHSK = (x.reshape(rows, heads, -1, width) for x in kept)
     q_BHGK = q_RD.reshape(rows, -1, heads, width).transpose(0, 2, 1, 3)
     factor = width**-0.5 if scale is None else scale
     s_BHGS = jnp.einsum(

@@ -56,10 +56,10 @@ TARGET = ("decoder_input_ids", "decoder_attention_mask", "decoder_segment_ids")
 
 
 class Memory(NamedTuple):
-    """What a decoder keeps between two tokens, but for what it read of the source."""
+    """Where the past of each row of tokens lies."""
 
-    own: tuple[KeysValues, ...]
-    """A block's keys and values of the tokens so far, (R, H, N, K)."""
+    lineage: Array
+    """(R, N) int32: the beam whose place holds each token of this row's past."""
     place: Array
     """(R,) int32, all equal: tokens read so far."""
 
@@ -200,7 +200,8 @@ class Seq2SeqModel:
         rows = len(ids)
         kept = SEQ2SEQ[self.family].room(self.architecture, rows, new_tokens, self.dtype)
         tokens = jnp.full((rows,), self.decoder_start_token_id, jnp.int32)
-        return self._advance(params, tokens, source, kept, jnp.zeros(rows, jnp.int32), mask)
+        nothing = Memory(jnp.zeros((rows, new_tokens), jnp.int32), jnp.zeros(rows, jnp.int32))
+        return self._advance(params, tokens, source, kept, nothing, mask)
 
     def _prompt(self, batch: Batch) -> tuple[Array, Array]:
         rows = len(_entry(batch, "input_ids", None))
@@ -208,9 +209,9 @@ class Seq2SeqModel:
         return start, jnp.ones_like(start)
 
     def _step(self, params: PyTree, tokens: Array, cache: WithSource) -> tuple[Array, WithSource]:
-        (own, index), (blocks, mask) = cache
+        memory, own, (blocks, mask) = cache
         kept = tuple(Kept(*pair) for pair in zip(own, blocks, strict=True))
-        return self._advance(params, tokens, None, kept, index, mask)
+        return self._advance(params, tokens, None, kept, memory, mask)
 
     def _advance(
         self,
@@ -218,18 +219,28 @@ class Seq2SeqModel:
         tokens: Array,
         source: Array | None,
         kept: tuple[Kept, ...],
-        index: Array,
+        memory: Memory,
         mask: Array,
     ) -> tuple[Array, WithSource]:
-        place = jnp.arange(kept[0].own.k_BHSK.shape[2])
+        rows, _, beams, room, _ = kept[0].own.k_BHSK.shape
+        place, beam = memory.place[0], jnp.arange(beams)
+        lineage = jax.lax.dynamic_update_slice(
+            memory.lineage, jnp.tile(beam, rows)[:, None], (0, place)
+        )
+        past = (lineage[:, None] == beam[:, None]) & (jnp.arange(room) <= place)
+        own_bias = jnp.where(past, 0.0, LOWEST).astype(jnp.float32)
         now = Now(
-            index[0],
-            jnp.where(place <= index[0], 0.0, LOWEST)[None, None, None].astype(jnp.float32),
+            place,
+            jnp.tile(jnp.arange(room), beams),
+            own_bias.reshape(rows, 1, beams, beams * room),
             attention_bias(mask)[:, None],
         )
         logits, new = self._run(params, tokens, source, kept, now, None, method="step")
-        memory = Memory(tuple(block.own for block in new), index + 1)
-        return logits, WithSource(memory, Source(tuple(block.source for block in new), mask))
+        return logits, WithSource(
+            Memory(lineage, memory.place + 1),
+            tuple(block.own for block in new),
+            Source(tuple(block.source for block in new), mask),
+        )
 
     def _pair(self, batch: Batch) -> Pair:
         ids, targets = (_entry(batch, name, None) for name in ("input_ids", "decoder_input_ids"))

@@ -309,8 +309,7 @@ class T5(nn.Module):
         self, tokens: Array, source: Array | None, kept: tuple[Kept, ...], now: Now
     ) -> tuple[Array, tuple[Kept | None, ...]]:
         """Return (R, V) logits and the memory, of one token in each row; (R,) int32."""
-        room = now.own_bias.shape[-1]
-        distance = (jnp.arange(room) - now.place)[None]
+        distance = (now.places - now.place)[None]
         x_RD, new = self.decoder(
             self._embed(tokens), source, now.own_bias, now.source_bias, distance, kept, now.place
         )

@@ -13,6 +13,7 @@ from sftjax.core import flatten, partition, unflatten
 from sftjax.evaluate.generate import generate
 from sftjax.evaluate.generate_settings import GenerationSettings
 from sftjax.models import Head, build, shift_right
+from sftjax.models.decoding import for_beams, take_beams
 from sftjax.objectives import sequence_to_sequence
 from sftjax.select import select
 from sftjax.train import replicate, spread
@@ -79,12 +80,20 @@ def test_beams_share_what_was_read(made):
     _, cache = jax.jit(model.decoder.start, static_argnums=2)(params, batch, ROOM)
     step = jax.jit(model.decoder.step)
     tokens = jnp.array([5, 6, 7, 8])
-    many = cache._replace(moving=jax.tree.map(lambda x: jnp.repeat(x, 2, 0), cache.moving))
-    together, _ = step(params, tokens, many)
-    alone, _ = step(params, tokens[::2], cache)
+    many = for_beams(cache, 2)
+    together, many = step(params, tokens, many)
+    alone, one = step(params, tokens[::2], cache)
     np.testing.assert_allclose(together[::2], alone, atol=2e-5)
-    held = sum(x.nbytes for x in jax.tree.leaves((many.moving.own, many.source.blocks)))
+    held = sum(x.nbytes for x in jax.tree.leaves((many.own, many.source.blocks)))
     assert held == model.cache_bytes(rows=2, source_length=7, new_tokens=ROOM, beams=2)
+    # The second beam now follows the first one's text, and the first the second's: their own keys
+    # and values stay where they are.
+    both = take_beams(many, jnp.array([1, 0, 3, 2]))
+    assert all(map(np.array_equal, jax.tree.leaves(both.own), jax.tree.leaves(many.own)))
+    for next_tokens in (jnp.array([9, 10, 11, 12]), jnp.array([3, 4, 5, 6])):
+        together, both = step(params, next_tokens, both)
+        alone, one = step(params, next_tokens[1::2], one)
+        np.testing.assert_allclose(together[1::2], alone, atol=2e-5)
 
 
 def test_packed_equals_solo(made):
