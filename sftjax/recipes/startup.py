@@ -37,7 +37,8 @@ def keep_compiled() -> None:
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or told:
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # A start makes some fifty small programs beside the large ones; anew they take seconds.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def begin() -> None:
