@@ -14,6 +14,7 @@ import mmap
 import pathlib
 import pickletools
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -89,14 +90,10 @@ def read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         head = file.read(8)
         try:
-            if head[:4] == b"PK\x03\x04":
-                content, numbers = _read_zip(path)
-            elif head[:1] == b"\x80":
-                content, numbers = _read_legacy(path)
-            else:
-                raise ValueError(
-                    "it begins neither as a zip archive nor as a pickle; a torch file does"
-                )
+            with warnings.catch_warnings():
+                # Of escapes that Python does not know, in names that nobody here knows either.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                content, numbers = _layout(head)(path)
             found = _state_dict(content)
             entries = sum(math.prod(tensor.shape) for tensor in found.values())
             if entries > _MOST_TIMES * path.stat().st_size:  # views that repeat a storage
@@ -118,6 +115,15 @@ def read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 class _Refused(Exception):
     """What a file asks for and does not get."""
+
+
+def _layout(head: bytes) -> Callable[[pathlib.Path], tuple[Any, Callable]]:
+    """Return what reads a file that begins so."""
+    if head[:4] == b"PK\x03\x04":
+        return _read_zip
+    if head[:1] == b"\x80":
+        return _read_legacy
+    raise ValueError("it begins neither as a zip archive nor as a pickle; a torch file does")
 
 
 def _read_zip(path: pathlib.Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
