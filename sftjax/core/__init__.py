@@ -13,6 +13,7 @@ from sftjax.core.redact import redact
 from sftjax.core.share import WHOLE, Share
 from sftjax.core.state import Batch, Fixed, Metrics, Objective, PyTree, TrainState, View, step_key
 from sftjax.core.target import compiling_for, platform, target_devices
+from sftjax.core.zip_members import zip_members
 
 __all__ = [
     "WHOLE",
@@ -57,4 +58,5 @@ __all__ = [
     "step_key",
     "target_devices",
     "unflatten",
+    "zip_members",
 ]

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from sftjax.core.zip_members import zip_members
+
 _MOST_TIMES = 200
 """Arrays that unpack to more than so many times the file are refused; real ones stay far below."""
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -69,14 +71,15 @@ _DAMAGE = (
 
 
 def _members(path: pathlib.Path) -> dict[str, zipfile.ZipInfo]:
+    size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
+            infos = list(zip_members(archive, size).values())
     except _DAMAGE as error:
         raise _broken(path, error) from error
     if strange := [i.filename for i in infos if i.compress_type not in _COMPRESSIONS]:
         raise _broken(path, f"{strange[0]!r} is compressed in a way that numpy does not write")
-    total, size = sum(info.file_size for info in infos), path.stat().st_size
+    total = sum(info.file_size for info in infos)
     if total > _MOST_TIMES * size:
         raise _broken(path, f"it would unpack to {total:,} bytes from {size:,}; refused")
     return {info.filename.removesuffix(".npy"): info for info in infos}

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from sftjax.core import zip_members
+
 Layers = dict[str, list[np.ndarray]]
 """Name of a layer -> its arrays, in Keras' order."""
 
@@ -82,8 +84,9 @@ def _open(path: pathlib.Path) -> Any:
     if path.suffix != ".keras":
         return path
     with zipfile.ZipFile(path) as archive:
-        entry = archive.getinfo(_ENTRY)
-        if entry.file_size > 2 * path.stat().st_size:  # Keras stores it as it is
+        size = path.stat().st_size
+        entry = zip_members(archive, size)[_ENTRY]
+        if entry.file_size > 2 * size:  # Keras stores it as it is
             raise ValueError(
                 f"{path}: {_ENTRY} would unpack to {entry.file_size:,} bytes, more than twice the "
                 "file; it was not written by Keras"

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from sftjax.core import zip_members
+
 _STORAGES: Mapping[str, Any] = {
     "FloatStorage": np.float32, "HalfStorage": np.float16, "DoubleStorage": np.float64,
     "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32,
@@ -128,7 +130,7 @@ def _layout(head: bytes) -> Callable[[pathlib.Path], tuple[Any, Callable]]:
 
 def _read_zip(path: pathlib.Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
     archive = zipfile.ZipFile(path)
-    entries = {info.filename: info for info in archive.infolist()}
+    entries = zip_members(archive, path.stat().st_size)
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise ValueError(f"the archive holds {len(pickles)} entries data.pkl, and not one")

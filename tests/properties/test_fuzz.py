@@ -208,6 +208,18 @@ def test_small_files_cannot_ask_for_much_memory(tmp_path):
         with harmless(ROOM), pytest.raises(ValueError, match=r"does not fit|would unpack"):
             read_npz(tmp_path / f"{name}.npz")
 
+    for name, write, read in (
+        ("claims.npz", np.savez_compressed, read_npz),
+        ("claims.pth", lambda path, w: write_zip(path, {"w": w}), read_torch_file),
+    ):
+        write(tmp_path / name, w=np.zeros((2, 3), np.float32))
+        data = bytearray((tmp_path / name).read_bytes())
+        entry = data.index(b"PK\x01\x02")  # of the archive's list; 20 bytes on is the packed size
+        data[entry + 20 : entry + 24] = struct.pack("<I", 10 * ROOM)
+        (tmp_path / name).write_bytes(data)
+        with harmless(ROOM), pytest.raises(ValueError, match="claims 40,000,000 bytes"):
+            read(tmp_path / name)
+
     write_zip(tmp_path / "views.pth", {"w": np.zeros((2, 3), np.float32)})
     data = (tmp_path / "views.pth").read_bytes()
     shape = b"K\x02K\x03\x86"  # BININT1 2, BININT1 3, TUPLE2

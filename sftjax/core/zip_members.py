@@ -1,0 +1,30 @@
+"""The members of a zip archive, none of which claims more than the archive has."""
+
+import zipfile
+
+
+def zip_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """Return what an archive holds, by name.
+
+    Python's reader takes the memory that a member claims before it looks how much there is.
+
+    Args:
+      archive: open for reading.
+      size: bytes of the whole archive.
+
+    Raises:
+      zipfile.BadZipFile: if a member claims more bytes than that.
+
+    >>> import io
+    >>> file = io.BytesIO()
+    >>> with zipfile.ZipFile(file, "w") as made:
+    ...     made.writestr("a", b"four")
+    >>> [info.file_size for info in zip_members(zipfile.ZipFile(file), 200).values()]
+    [4]
+    """
+    for info in archive.infolist():
+        if info.compress_size > size:
+            raise zipfile.BadZipFile(
+                f"{info.filename!r} claims {info.compress_size:,} bytes of an archive of {size:,}"
+            )
+    return {info.filename: info for info in archive.infolist()}
