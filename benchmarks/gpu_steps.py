@@ -293,7 +293,7 @@ def prepared(model: Any, params: Any, name: str, mode: str) -> tuple[Any, Any, A
     if mode == "batch norms follow":
         policy = statistics_policy(params, trainable, "adapt")
         params, statistics = take_statistics(params, policy.adapt)
-        objective = following(model)
+        objective = following(model, policy)
 
     tx = optax.adamw(LEARNING_RATE, weight_decay=0.0)
     state, fixed = init(params, trainable, tx, jax.random.key(0), model_state=statistics)

@@ -239,7 +239,7 @@ def ours(
     if mode == "adapt":
         policy = statistics_policy(params, trainable, "adapt")
         rest, statistics = take_statistics(params, policy.adapt)
-        objective = following(model)
+        objective = following(model, policy)
     if augment is not None:
         objective = augmented(objective, augmentation(augment, Processor((1, 1)), 10))
     state, fixed = init(rest, trainable, tx, jax.random.key(0), model_state=statistics)
@@ -253,22 +253,13 @@ def ours(
     return call
 
 
-def following(model: Any) -> Any:
-    """Return the objective of classes in which batch norms follow the batch."""
+def following(model: Any, policy: Any) -> Any:
+    """Return the recipes' objective of classes in which batch norms follow the batch."""
     from sftjax.objectives import classification
+    from sftjax.recipes import norms
 
-    def objective(params: Any, state: Any, batch: Any, key: Any) -> Any:
-        seen = []
-
-        def apply(params: Any, batch: Any, key: Any) -> Any:
-            logits, moved = model.apply_moving(params, state, batch, key)
-            seen.append(moved)
-            return logits
-
-        loss, aux = classification(apply)(params, state, batch, key)
-        return loss, aux._replace(model_state=seen[-1])
-
-    return objective
+    asked = norms.Norms("adapt", model.apply_moving)
+    return norms.filled(norms.following(classification, asked, policy)(model.apply))
 
 
 def by_hand(model: Any, params: Any, batch: Any, *, norm: bool = True) -> Callable[[], Any]:

@@ -16,9 +16,9 @@ bytes of the weights held. It counts the pages of the mapped file too, of which 
 back what no weight is; *own memory* is what remains to the process at the end without them. A row
 of weights is compared between the sides, and the run stops where they differ.
 
-Expect: a peak of 1.0 to 1.1 times the weights, one device or eight, in the time of reading the files
-into memory; transformers in a fraction of it where it casts nothing, for it keeps views of the
-mapped files, in the order in which they lie.
+Expect: a peak of 1.0 to 1.1 times the weights, one device or eight, in the time of reading the
+files into memory; transformers in a fraction of it where it casts nothing, for it keeps views of
+the mapped files, in the order in which they lie.
 """
 
 import argparse

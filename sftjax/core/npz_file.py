@@ -74,7 +74,7 @@ def _members(path: pathlib.Path) -> dict[str, zipfile.ZipInfo]:
     size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = list(zip_members(archive, size).values())
+            infos = zip_members(archive, size)
     except _DAMAGE as error:
         raise _broken(path, error) from error
     if strange := [i.filename for i in infos if i.compress_type not in _COMPRESSIONS]:

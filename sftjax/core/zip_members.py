@@ -3,8 +3,8 @@
 import zipfile
 
 
-def zip_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """Return what an archive holds, by name.
+def zip_members(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
+    """Return what an archive holds, each entry of its list.
 
     Python's reader takes the memory that a member claims before it looks how much there is.
 
@@ -19,12 +19,13 @@ def zip_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInf
     >>> file = io.BytesIO()
     >>> with zipfile.ZipFile(file, "w") as made:
     ...     made.writestr("a", b"four")
-    >>> [info.file_size for info in zip_members(zipfile.ZipFile(file), 200).values()]
+    >>> [info.file_size for info in zip_members(zipfile.ZipFile(file), 200)]
     [4]
     """
-    for info in archive.infolist():
+    members = archive.infolist()
+    for info in members:
         if info.compress_size > size:
             raise zipfile.BadZipFile(
                 f"{info.filename!r} claims {info.compress_size:,} bytes of an archive of {size:,}"
             )
-    return {info.filename: info for info in archive.infolist()}
+    return members

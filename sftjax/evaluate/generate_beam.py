@@ -10,7 +10,7 @@ from sftjax.core import Batch, PyTree
 from sftjax.evaluate.generate_rows import rows_of, until_ended
 from sftjax.evaluate.generate_scores import follow_rules
 from sftjax.evaluate.generate_settings import GenerationSettings
-from sftjax.models.decoding import Cache, Decoder, WithSource, for_beams, take_beams
+from sftjax.models.decoding import Cache, Decoder, for_beams, take_beams, take_rows
 
 LOST = -1.0e9
 """The score of a beam that is not one."""
@@ -84,11 +84,7 @@ def search(
         return _choose(state._replace(cache=cache), logits, settings, prompt)
 
     def take(state: Beams, order: Array) -> Beams:
-        each = (order[:, None] * beams + jnp.arange(beams)).reshape(-1)
-        cache = take_beams(state.cache, each)
-        if isinstance(cache, WithSource):
-            own, source = rows_of((cache.own, cache.source), order)
-            cache = cache._replace(own=own, source=source)
+        cache = take_rows(state.cache, order, beams)
         return rows_of(state._replace(cache=None), order)._replace(cache=cache)
 
     return until_ended(

@@ -85,7 +85,8 @@ def _open(path: pathlib.Path) -> Any:
         return path
     with zipfile.ZipFile(path) as archive:
         size = path.stat().st_size
-        entry = zip_members(archive, size)[_ENTRY]
+        zip_members(archive, size)
+        entry = archive.getinfo(_ENTRY)
         if entry.file_size > 2 * size:  # Keras stores it as it is
             raise ValueError(
                 f"{path}: {_ENTRY} would unpack to {entry.file_size:,} bytes, more than twice the "

@@ -130,7 +130,7 @@ def _layout(head: bytes) -> Callable[[pathlib.Path], tuple[Any, Callable]]:
 
 def _read_zip(path: pathlib.Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
     archive = zipfile.ZipFile(path)
-    entries = zip_members(archive, path.stat().st_size)
+    entries = {info.filename: info for info in zip_members(archive, path.stat().st_size)}
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise ValueError(f"the archive holds {len(pickles)} entries data.pkl, and not one")

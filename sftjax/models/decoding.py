@@ -11,7 +11,7 @@ from sftjax.core import Batch, PyTree
 
 Cache = PyTree
 """What a decoder remembers of the tokens so far: keys, values, positions, the encoder's output.
-Every leaf has the rows of the batch as its first axis, so that beams are reordered by `take`."""
+Every leaf has the rows of the batch as its first axis, so that beams are reordered by it."""
 
 
 class WithSource(NamedTuple):
@@ -40,6 +40,20 @@ def for_beams(cache: Cache, beams: int) -> Cache:
         for_beams(cache.moving, beams),
         jax.tree.map(lambda leaf: jnp.repeat(leaf, beams, -3), cache.own),
         cache.source,
+    )
+
+
+def take_rows(cache: Cache, rows: Array, beams: int) -> Cache:
+    """Go on with some rows of the batch, each with all of its beams.
+
+    >>> take_rows({"keys": jnp.array([[1], [2], [3], [4]])}, jnp.array([1]), 2)["keys"].tolist()
+    [[3], [4]]
+    """
+    each = (rows[:, None] * beams + jnp.arange(beams)).reshape(-1)
+    if not isinstance(cache, WithSource):
+        return take_beams(cache, each)
+    return WithSource(
+        take_beams(cache.moving, each), take_beams(cache.own, rows), take_beams(cache.source, rows)
     )
 
 
