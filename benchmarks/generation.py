@@ -1,4 +1,4 @@
-"""Generation: tokens a second beside torch transformers, the same tokens, in one run.
+"""How many tokens a second does generation write beside torch transformers, the same tokens?
 
     python benchmarks/generation.py                 # Flan-T5-small, 50 sources; needs torch
     python benchmarks/generation.py --sources 2 --batches 1 --turns 1 --output o.json   # a look

@@ -1,6 +1,7 @@
 """Where the time to the first update goes, and a compile cache that outlives the process."""
 
 import contextlib
+import functools
 import os
 import pathlib
 import time
@@ -24,7 +25,7 @@ class _Clock(NamedTuple):
 
 
 _clocks: list[_Clock] = []
-"""The process's clock, once a command has begun; a process starts only once."""
+"""The clock of a command, from its beginning to its first update."""
 
 
 def keep_compiled() -> None:
@@ -43,13 +44,9 @@ def keep_compiled() -> None:
 
 def begin() -> None:
     """Start the clock of a command: all time since the process began was spent importing."""
-    now = time.monotonic()
-    age = _age()
-    if not _clocks:
-        jax.monitoring.register_event_duration_secs_listener(_heard)
-        _clocks.append(_Clock(now - age, {"import": age}))
-        return
-    _clocks[0] = _Clock(now, {"import": 0.0})  # a second command of the same process
+    age = 0.0 if _listening.cache_info().currsize else _age()  # a second command of one process
+    _listening()
+    _clocks[:] = [_Clock(time.monotonic() - age, {"import": age})]
 
 
 @contextlib.contextmanager
@@ -72,18 +69,27 @@ def part(name: str) -> Iterator[None]:
 
 
 def told() -> str:
-    """Return where the time until now went, "" if no command has begun.
+    """Return where the time until now went, and stop the clock; "" if none goes.
+
+    A command of several runs says it of its first: the others start within it.
 
     >>> _clocks.clear(); told()
     ''
     """
     if not _clocks:
         return ""
-    total = time.monotonic() - _clocks[0].began
-    parts = {name: _clocks[0].parts.get(name, 0.0) for name in ("import", "load", "compile")}
+    clock = _clocks.pop()
+    total = time.monotonic() - clock.began
+    parts = {name: clock.parts.get(name, 0.0) for name in ("import", "load", "compile")}
     parts["data and the rest"] = max(total - sum(parts.values()), 0.0)
     said = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
     return f"first update after {total:.1f} s: {said}"
+
+
+@functools.cache
+def _listening() -> None:
+    """Hear of what jax compiles, from the process's first command on."""
+    jax.monitoring.register_event_duration_secs_listener(_heard)
 
 
 def _heard(event: str, duration_secs: float, **kwargs: str | int) -> None:

@@ -1,7 +1,9 @@
 """The benchmarks' clock: turns alternate, ratios are what they say, peers answer or are heard."""
 
+import ast
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -9,10 +11,7 @@ import time
 import pytest
 
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = (
-    "step_overhead", "freezing", "hf_flax", "torch_trainer", "retention", "kumar_theory",
-    "anchor_cost", "prefix", "sweep",
-)  # fmt: skip
+SCRIPTS = sorted(p.stem for p in FOLDER.glob("*.py") if "def main()" in p.read_text("utf8"))
 
 
 @pytest.fixture(autouse=True)
@@ -108,10 +107,22 @@ def test_what_is_published_holds_the_facts_and_no_folder_of_this_machine(tmp_pat
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_readme_has_a_place_for_every_script(script):
-    import pairs
+def test_every_script_has_a_row_and_published_numbers(script):
+    page = (FOLDER / "README.md").read_text("utf8")
+    assert f"| `{script}.py` |" in page
+    assert re.search(rf"`python benchmarks/{script}\.py\b", page), "no number of it is published"
 
-    assert pairs.into(pairs.README.read_text("utf8"), script, "x").count(f"<!-- {script} -->") == 1
+
+def test_every_table_was_filled_by_a_command():
+    page = (FOLDER / "README.md").read_text("utf8")
+    names = re.findall(r"<!-- (\w+) -->", page)
+    assert len(names) == len(set(names)) > len(SCRIPTS) // 2
+    for name in names:
+        caption = page.partition(f"<!-- {name} -->\n")[2].partition("\n")[0]
+        command = json.loads((FOLDER / "results" / f"{name}.json").read_text())["machine"][
+            "command"
+        ]
+        assert f"`{command}`" in caption
 
 
 def test_a_watch_sees_its_own_work_as_its_own():
@@ -161,13 +172,21 @@ def test_a_peer_that_fails_is_heard():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_says_the_question_the_command_and_the_number_to_expect(script):
+def test_a_script_opens_with_its_question_its_command_and_the_number_to_expect(script):
+    module = ast.parse((FOLDER / f"{script}.py").read_text("utf8"))
+    opening = ast.get_docstring(module)
+    assert "?" in opening.splitlines()[0]
+    assert f"python benchmarks/{script}.py" in opening
+    assert "Expect:" in opening
+    names = {node.id for node in ast.walk(module) if isinstance(node, ast.Name)}
+    assert "__doc__" in names, "its help is to say so too"
+
+
+def test_help_is_the_opening():
     run = subprocess.run(
-        [sys.executable, str(FOLDER / f"{script}.py"), "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert f"python benchmarks/{script}.py" in run.stdout
+        [sys.executable, str(FOLDER / "freezing.py"), "--help"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "python benchmarks/freezing.py" in run.stdout
     assert "Expect:" in run.stdout
-    assert "?" in run.stdout
+    assert "--turns" in run.stdout

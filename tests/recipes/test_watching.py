@@ -157,6 +157,7 @@ def test_an_update_of_a_run_is_replayed_to_the_bit(tiny_model, few, tmp_path, ca
     assert int(found.found.state.step) == 1
     phased = tmp_path / "phased"
     assert main(options(tiny_model, few, phased, "--phases", "lp", "last:1")) == 0
+    assert capsys.readouterr().out.count("first update after") == 1  # of two phases, once
     for number in (1, 4):
         assert replay_run(Replay(phased, number), lambda text: None).same
     # Other rows under the same name are refused, or accepted and noted.
