@@ -206,6 +206,7 @@ nav b{display:block;margin:1rem 0 .2rem}
 main{max-width:66rem;padding:1.5rem 2.5rem;min-width:0}
 pre{background:#f6f8fa;padding:.8rem 1rem;overflow:auto;border-radius:6px;font-size:14px}
 code{font:14px ui-monospace,monospace}
+pre code{font-size:13px}
 :not(pre)>code{background:#f0f2f4;padding:.1em .3em;border-radius:4px}
 table{border-collapse:collapse;display:block;overflow:auto;margin:1rem 0}
 td,th{border:1px solid #d0d7de;padding:.3rem .6rem;text-align:left;vertical-align:top}
