@@ -18,9 +18,10 @@ rows held out; ways of one seed share all that.
 - chat: SmolLM2-135M-Instruct on answers about building, 16 updates of packed rows of 1,024 tokens.
   Perplexity of held-out answers and, as what is kept, of newspaper editorials: less is better.
 
-A T5 and a Llama have no biases (their norms' scales move instead) and no new head (of the T5 the
-words' matrix stands for it, and the top block begins LP-FT of the Llama, whose head is its
-embeddings). Rates differ between ways and were set once, by custom, not tuned.
+Adapters sit beside every linear layer, of EfficientNet beside the convolutions of one pixel, which
+are linear. A T5 and a Llama have no biases (their norms' scales move instead) and no new head (of
+the T5 the words' matrix stands for it, and the top block begins LP-FT of the Llama, whose head is
+its embeddings). Rates differ between ways and were set once, by custom, not tuned.
 
 Expect: more weights moved learn more and keep less; a dose keeps more for little; low ranks lie
 between the last blocks and all of them, in less memory.
@@ -64,6 +65,8 @@ class Job(NamedTuple):
     few: Words = ("bias", "new")
     probe: str = "lp"
     """The first phase of LP-FT."""
+    worn: str = ""
+    """What adapters sit beside, where that is not every linear layer."""
 
 
 def ways_of(job: Job) -> dict[str, Words]:
@@ -83,8 +86,8 @@ def ways_of(job: Job) -> dict[str, Words]:
         "LP-FT": (*everything, *FREE, *probe),
         "LLRD 0.8": (*everything, *FREE, "--layer-decay", "0.8"),
         "BitFit": ("--train", *job.few, *FREE, *rate("few")),
-        "LoRA, rank 8": ("--adapter", "lora:r=8", *FREE, *rate("adapters")),
-        "DoRA, rank 8": ("--adapter", "dora:r=8", *FREE, *rate("adapters")),
+        "LoRA, rank 8": ("--adapter", f"lora:r=8{job.worn}", *FREE, *rate("adapters")),
+        "DoRA, rank 8": ("--adapter", f"dora:r=8{job.worn}", *FREE, *rate("adapters")),
     }
 
 
@@ -231,6 +234,7 @@ JOBS = {
         found=lambda m: with_interval(m["eval_accuracy"]) | {"kept": of_retention(m, "linear CKA")},
         quality="accuracy",
         kept="CKA",
+        worn=",targets=expand_conv|project_conv",
     ),
     "reports": Job(
         words=lambda data, seed: (

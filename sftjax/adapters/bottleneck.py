@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sftjax.adapters.kind import Call, Kind, Leaves, Site
+from sftjax.adapters.kind import Call, Kind, Leaves, Site, product_of
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -78,7 +78,7 @@ def bottleneck(r: int = 64, activation: str = "relu", *, scaling: float = 1.0) -
         down, d = leaves["down"].astype(y.dtype), leaves["down_bias"].astype(y.dtype)
         s = call.scale * scaling
         up, u = (s * leaves["up"]).astype(y.dtype), (s * leaves["up_bias"]).astype(y.dtype)
-        return y + (phi(y @ down + d) @ up + u)
+        return y + (product_of(phi(product_of(y, down) + d), up) + u)
 
     return Kind(
         "bottleneck",

@@ -145,6 +145,21 @@ def dropped(x: Array, rate: float, key: Array | None) -> Array:
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
+def product_of(x: Array, kernel: Array) -> Array:
+    """Return `x @ kernel` for hidden states (..., d), or for an image by the rows of its pixels.
+
+    Into the gradient of a kernel with an image's axes XLA on CPU folds, again for each of its sums,
+    what comes from a depthwise convolution: a step of EfficientNet-lite0 with LoRA took 2.7 s, and
+    takes 0.65 by rows.
+
+    >>> product_of(jnp.ones((1, 2, 2, 3)), jnp.ones((3, 4))).shape
+    (1, 2, 2, 4)
+    """
+    if x.ndim < 4:
+        return x @ kernel
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 def product_with(module: nn.Module, x: Array, kernel: Array) -> Array:
     """Return what a bound module would compute with another kernel, without its bias.
 

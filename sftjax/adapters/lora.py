@@ -12,7 +12,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sftjax.adapters.kind import Call, Kind, Leaves, Site, dropped, kernel_of, with_kernel
+from sftjax.adapters.kind import (
+    Call,
+    Kind,
+    Leaves,
+    Site,
+    dropped,
+    kernel_of,
+    product_of,
+    with_kernel,
+)
 from sftjax.core import PyTree, map_with_path
 
 Start = Literal["default", "gaussian", "pissa", "olora"]
@@ -154,7 +163,7 @@ def low_rank(leaves: Leaves, call: Call, dropout: float, s: float) -> Array:
     x = call.x if ids else dropped(call.x, dropout, call.key)
     dtype = leaves["lora_a"].dtype if ids else x.dtype
     narrow = call.linear(x, leaves["lora_a"].astype(dtype))
-    return narrow @ (call.scale * s * leaves["lora_b"]).astype(dtype)
+    return product_of(narrow, (call.scale * s * leaves["lora_b"]).astype(dtype))
 
 
 def side_by_side(several: list[Leaves], weights: list[float]) -> dict[str, Array]:

@@ -21,6 +21,7 @@ from sftjax.adapters import (
     unmerge_adapter,
 )
 from sftjax.core import flatten
+from sftjax.models.convolution import Depthwise, conv
 
 RANK = 2
 WINDOWS: dict[str, dict[str, Any]] = {
@@ -175,3 +176,32 @@ def test_a_rank_above_the_channels_is_refused():
         plan_adapter(
             {"conv": {"kernel": jnp.zeros((2, 2, 4, 4))}}, lora(r=5), target_modules=["conv"]
         )
+
+
+class Inverted(nn.Module):
+    """What an EfficientNet repeats: a convolution of one pixel, read by each shift of a window."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(conv(96, 1, 1, "SAME", jnp.float32, "expand")(x))
+        return Depthwise(3, 1, ((1, 1), (1, 1)), jnp.float32, name="depthwise")(x)
+
+
+def test_the_gradient_of_a_branch_is_computed_once_where_a_window_reads_it_nine_times():
+    module, x = Inverted(), jnp.ones((2, 12, 12, 16))
+    params = module.init(jax.random.key(0), x)["params"]
+    plan = plan_adapter(params, lora(r=8), target_modules=["expand"])
+    adapter, base = attach(params, plan, jax.random.key(1))
+    beside = side_branch(lambda params, x: module.apply({"params": params}, x), plan)
+
+    def of_base(x):
+        return jnp.square(module.apply({"params": params}, x)).sum()
+
+    def of_adapter(adapter):
+        return jnp.square(beside({"adapter": adapter, "base": base}, x)).sum()
+
+    def flops(gradient, *args):
+        return jax.jit(gradient).lower(*args).compile().cost_analysis()["flops"]
+
+    # 1.2 times; XLA on CPU computed what reaches B in each of its sums anew, 2.8 times in all.
+    assert flops(jax.grad(of_adapter), adapter) < 1.5 * flops(jax.grad(of_base), x)
