@@ -157,7 +157,7 @@ def cell(
         "wall_seconds": time.monotonic() - started,
         "elsewhere": watch.facts()["cores_busy_elsewhere"],
         "bytes": used.ru_maxrss * 1024,
-        "command": command[3:],
+        "command": pairs.without_folders(command[3:]),
     }
     done.write_text(json.dumps(row) + "\n", "utf8")
     return row

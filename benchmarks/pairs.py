@@ -167,8 +167,17 @@ def command(argv: Sequence[str]) -> str:
     >>> command(["/home/me/benchmarks/a.py", "--peer-python", "/opt/x/bin/python", "--turns", "3"])
     'python benchmarks/a.py --peer-python .../python --turns 3'
     """
-    words = [f".../{os.path.basename(word)}" if word.startswith("/") else word for word in argv[1:]]
-    return shlex.join(["python", f"benchmarks/{os.path.basename(argv[0])}", *words])
+    script = f"benchmarks/{os.path.basename(argv[0])}"
+    return shlex.join(["python", script, *without_folders(argv[1:])])
+
+
+def without_folders(words: Iterable[str]) -> list[str]:
+    """Return the words of a command, of a path that begins at the root its last name alone.
+
+    >>> without_folders(["--data", "/home/me/a.csv", "data/b.csv"])
+    ['--data', '.../a.csv', 'data/b.csv']
+    """
+    return [f".../{os.path.basename(word)}" if word.startswith("/") else word for word in words]
 
 
 def publish(
