@@ -6,8 +6,9 @@
     python benchmarks/method_table.py reports        # and chat
 
 A cell is some runs of one `sftjax` command, each a process of its own, which gives its processor
-time and its greatest memory. A seed draws what a run starts from: rows, their order, the head, the
-rows held out; ways of one seed share all that.
+time and its greatest memory (the least of the runs: the first one compiles, the others need not).
+A seed draws what a run starts from: rows, their order, the head, the rows held out; ways of one
+seed share all that.
 
 - sentences: MiniLM-L6 on 200 film-review sentences of two classes, 60 updates of 16. Accuracy on
   200 others; kept: retrieval P@1 of editorials' sentences.
@@ -290,7 +291,7 @@ def table_of(job: Job, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 job.quality: f"{spread([row['quality'] for row in mine])} {between}".strip(),
                 job.kept: spread([row["kept"] for row in mine]),
                 "CPU s": f"{min(row['cpu_seconds'] for row in mine):.0f}",
-                "peak GB": f"{max(row['bytes'] for row in mine) / 1e9:.2f}",
+                "peak GB": f"{min(row['bytes'] for row in mine) / 1e9:.2f}",
             }
         )
     return lines
