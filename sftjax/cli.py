@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str] | None) -> int:
     job = tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         prog="sftjax",
         description=DESCRIPTION,
         args=arguments,
@@ -124,7 +124,7 @@ def _ends(error: Exception | str, code: int) -> int:
 
 
 @contextlib.contextmanager
-def _terminated() -> Iterator[None]:
+def _terminated() -> Generator[None, None, None]:
     """Answer SIGTERM outside of a loop too: nothing is lost that was not lost anyway."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -140,7 +140,7 @@ def _terminated() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
-def _run(job: object) -> None:
+def _run(job: Command) -> None:
     match job:
         case Classify():
             classify(job)

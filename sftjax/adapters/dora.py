@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from sftjax.adapters.kind import Call, Kind, Leaves, dropped, kernel_of, with_kernel
+from sftjax.adapters.kind import Call, Kind, Leaves, Site, dropped, kernel_of, with_kernel
 from sftjax.adapters.lora import lora, low_rank, product, scaling_of, wide
 
 
@@ -38,7 +38,7 @@ def dora(
     low = lora(r, lora_alpha, lora_dropout=lora_dropout, use_rslora=use_rslora)
     s = scaling_of(r, low.config["lora_alpha"], use_rslora)
 
-    def init(site, key, params):
+    def init(site: Site, key: Array, params: Leaves) -> dict[str, Array]:
         return {**low.init(site, key, params), "magnitude": jnp.zeros(site.shape[-1])}
 
     def branch(leaves: Leaves, call: Call) -> Array:

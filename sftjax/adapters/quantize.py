@@ -115,7 +115,7 @@ def _shapes(leaf: jax.ShapeDtypeStruct, how: How, double: bool, block: int) -> Q
     shape = jax.ShapeDtypeStruct
     stored = blocks * block // (2 if how == "nf4" else 1)
     return Quantized(
-        shape((*lead, stored), _CODES[how]),  # type: ignore[arg-type]
+        shape((*lead, stored), _CODES[how]),
         shape((*lead, blocks), jnp.int8 if double else jnp.float32),  # type: ignore[arg-type]
         shape((-(-count // OUTER_BLOCK),), jnp.float32) if double else None,  # type: ignore[arg-type]
         shape((), jnp.float32) if double else None,  # type: ignore[arg-type]

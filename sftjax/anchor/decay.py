@@ -6,7 +6,7 @@ the anchor has a hole, the leaf is not anchored.
 """
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +124,9 @@ def add_decayed_difference(
             return updates, following
         rate = strength(state.updates) if callable(strength) else strength
 
-        def pull(update, value, origin, weight):
+        def pull(
+            update: Array | None, value: Any, origin: Array | None, weight: Array | None
+        ) -> Array | None:
             if update is None or origin is None:
                 return update
             away = value.astype(jnp.float32) - origin.astype(jnp.float32)
@@ -169,7 +171,7 @@ def add_decayed_unanchored(weight_decay: float) -> optax.GradientTransformation:
             raise ValueError("add_decayed_unanchored needs the params: tx.update(g, state, params)")
         origins = jax.tree.map(lambda _: None, params) if anchor is None else anchor
 
-        def decay(update, value, origin):
+        def decay(update: Array | None, value: Any, origin: Array | None) -> Array | None:
             if update is None or origin is not None or value.ndim < 2:
                 return update
             return update + (weight_decay * value).astype(update.dtype)
@@ -196,7 +198,9 @@ def l2_sp_penalty(trainable: PyTree, anchor: PyTree, importance: PyTree | None =
     2.0
     """
 
-    def half_square(value, origin, weight):
+    def half_square(
+        value: Array | None, origin: Array | None, weight: Array | None
+    ) -> Array | None:
         if value is None or origin is None:
             return None
         away = jnp.square(value.astype(jnp.float32) - origin.astype(jnp.float32))

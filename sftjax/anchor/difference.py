@@ -25,6 +25,7 @@ import hashlib
 import json
 import os
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -203,7 +204,7 @@ def load_difference(path: str | os.PathLike[str], params: PyTree) -> tuple[PyTre
     whole = set(json.loads(facts["whole"]))
     found: dict[str, Array | None] = {}
 
-    def origin(keys: tuple, leaf: Array | None) -> Array | None:
+    def origin(keys: tuple[Any, ...], leaf: Array | None) -> Array | None:
         name = path_of(keys)
         found[name] = leaf
         return None if name in whole else leaf

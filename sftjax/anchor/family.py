@@ -13,6 +13,7 @@ there EWC is L2-SP with an `importance` in `Fixed`, and L2-init is twice the str
 
 import jax
 import optax
+from jax import Array
 
 from sftjax.anchor.chain import chained
 from sftjax.anchor.decay import DecayState, add_decayed_difference, add_decayed_unanchored
@@ -266,10 +267,10 @@ def scale_anchored(schedule: optax.Schedule) -> optax.GradientTransformation:
             return updates, following
         factor = schedule(state.updates)
 
-        def scale(update, origin):
+        def scale(update: Array | None, origin: Array | None) -> Array | None:
             if update is None or origin is None:
                 return update
-            return (factor * update).astype(update.dtype)
+            return (update * factor).astype(update.dtype)
 
         return jax.tree.map(scale, updates, anchor, is_leaf=holes), following
 

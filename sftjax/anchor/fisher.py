@@ -83,14 +83,16 @@ def fisher(
         raise ValueError(f"chunk is {chunk}; it is a number of examples, 1 or more")
     moving, frozen = _split(params, anchored)
 
-    def add(squares: PyTree, moving: PyTree, frozen: PyTree, batch: Batch, counts: Array, key):
+    def add(
+        squares: PyTree, moving: PyTree, frozen: PyTree, batch: Batch, counts: Array, key: Array
+    ) -> PyTree:
         rows = counts.shape[0]
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
 
         def one(columns: Batch, counts: Array, key: Array) -> PyTree:
             return _squares(logits_fn, labels, moving, frozen, columns, counts, key)
 
-        def body(squares: PyTree, piece: tuple) -> tuple[PyTree, None]:
+        def body(squares: PyTree, piece: tuple[Batch, Array, Array]) -> tuple[PyTree, None]:
             each = jax.vmap(one)(*piece)
             return jax.tree.map(lambda total, part: total + part.sum(0), squares, each), None
 

@@ -39,7 +39,7 @@ def interpolate(a: PyTree, b: PyTree, t: ArrayLike) -> PyTree:
     """
     check_alike(a, b)
 
-    def mix(x, y):
+    def mix(x: Array | None, y: Array | None) -> Array | None:
         if x is None or y is None:
             return y if x is None else x
         if not _is_float(y):
@@ -110,7 +110,7 @@ def task_vector(pretrained: PyTree, tuned: PyTree) -> PyTree:
     """
     check_alike(pretrained, tuned)
 
-    def subtract(origin, value):
+    def subtract(origin: Array | None, value: Array | None) -> Array | None:
         if origin is None or value is None or not _is_float(value):
             return None
         return jnp.asarray(value, _wide(value)) - jnp.asarray(origin, _wide(value))
@@ -153,7 +153,7 @@ def add_task_vectors(
     for vector in vectors:
         check_alike(pretrained, vector)
 
-    def add(origin, *moves):
+    def add(origin: Array | None, *moves: Array | None) -> Array | None:
         present = [s * move for s, move in zip(scales, moves, strict=True) if move is not None]
         if origin is None or not present:
             return origin

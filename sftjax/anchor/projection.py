@@ -5,7 +5,7 @@ A leaf without an anchor is never touched. Norms are sums over whole tensors: un
 the same however the tensors and the batch are sharded.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,9 @@ def selective_projection_decay(strength: float = 1.0) -> optax.GradientTransform
                 "tx.update(updates, state, params, anchor=..., grad=...)"
             )
 
-        def decay(update, value, origin, gradient):
+        def decay(
+            update: Array | None, value: Any, origin: Array | None, gradient: Any
+        ) -> Array | None:
             if update is None or origin is None:
                 return update
             before = _difference(value, origin)
@@ -140,7 +142,7 @@ def project_displacement(
             is_leaf=holes,
         )
 
-        def toward(update, value, free, held):
+        def toward(update: Array | None, value: Any, free: Any, held: Any) -> Array | None:
             # Where nothing was shortened the update itself goes on, to the last bit.
             return None if update is None else jnp.where(held == free, update, held - value)
 
@@ -185,7 +187,9 @@ def project(
     """
     _check_norm(norm)
 
-    def shorten(value, origin, radius):
+    def shorten(
+        value: Array | None, origin: Array | None, radius: ArrayLike | None
+    ) -> Array | None:
         if value is None or origin is None or radius is None:
             return value
         away = _difference(value, origin)
@@ -207,7 +211,7 @@ def displacement_norms(trainable: PyTree, anchor: PyTree, norm: Norm = "l2") -> 
     """
     _check_norm(norm)
 
-    def measure(value, origin):
+    def measure(value: Array | None, origin: Array | None) -> Array | None:
         if value is None or origin is None:
             return None
         return jnp.max(_length(_difference(value, origin), norm))

@@ -70,4 +70,4 @@ def sharpness_aware(
         sharp = grad_fn(worst, 0)
         return inner.update(sharp, state, params, **{**others, "grad": sharp, "grad_fn": grad_fn})
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformationExtraArgs(inner.init, update)

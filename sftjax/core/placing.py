@@ -47,7 +47,7 @@ def sharding_on(mesh: AnyMesh, spec: PartitionSpec | None = None) -> NamedShardi
     >>> sharding_on(AbstractMesh((2,), ("data",))).spec == PartitionSpec()
     True
     """
-    return NamedSharding(left_to_compiler(mesh), spec or PartitionSpec())  # type: ignore[arg-type]
+    return NamedSharding(left_to_compiler(mesh), spec or PartitionSpec())
 
 
 def by_rules(mesh: AnyMesh, rules: Rules) -> ShardingOf:

@@ -18,9 +18,9 @@ How = Literal["nf4", "int8"]
 class Quantized:
     """A quantized array; see `adapters.quantize` and `adapters.dequantize`."""
 
-    codes: Array
+    codes: Array | Any
     """uint8 (..., width / 2), two 4-bit codes a byte, or int8 (..., width); the last axis is padded
-    to whole blocks."""
+    to whole blocks. None is a hole, as `partition` leaves."""
     scales: Array
     """(..., blocks) float32, or int8 where they are quantized in turn."""
     outer: Array | None

@@ -4,7 +4,7 @@ A function may be traced for a TPU on a machine that has none (`sftjax plan --to
 chooses by the device while it is traced asks here, not jax.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -15,7 +15,7 @@ _devices: ContextVar[tuple[Any, ...]] = ContextVar("devices", default=())
 
 
 @contextmanager
-def compiling_for(devices: Sequence[Any]) -> Iterator[None]:
+def compiling_for(devices: Sequence[Any]) -> Generator[None, None, None]:
     """Let what is traced inside choose for these devices, such as those of a topology.
 
     >>> with compiling_for(jax.devices()[:1]):

@@ -10,7 +10,7 @@ import itertools
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple, TypeVar
@@ -46,7 +46,7 @@ class Decoders(NamedTuple):
 
 
 @contextlib.contextmanager
-def decoders(processes: int = 0, threads: int | None = None) -> Iterator[Decoders]:
+def decoders(processes: int = 0, threads: int | None = None) -> Generator[Decoders, None, None]:
     """Open workers for `load_images`; they end with the block, also when it ends by an error.
 
     Processes are started anew (never forked: a fork of a process with threads can hang), which

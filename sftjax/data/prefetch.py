@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -39,7 +39,9 @@ def prefetch(at: Callable[[int], T], start: int, stop: int, depth: int = 2) -> I
 
 
 @contextlib.contextmanager
-def ahead(at: Callable[[int], T], stop: int, depth: int = 2) -> Iterator[Callable[[int], T]]:
+def ahead(
+    at: Callable[[int], T], stop: int, depth: int = 2
+) -> Generator[Callable[[int], T], None, None]:
     """Yield `at` with its next results made on one thread, `depth` of them at most.
 
     For a loop that asks for 0, 1, 2, ... from wherever it stands; a number out of turn (a batch

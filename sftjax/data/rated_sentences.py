@@ -113,7 +113,7 @@ class RatedSentences(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(),
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         config = self.builder_config
         assert isinstance(config, RatedSentencesConfig)
         sentences = read_archive(Path(dl_manager.manual_dir) / ARCHIVE)
@@ -139,7 +139,9 @@ class RatedSentences(tfds.core.GeneratorBasedBuilder):
         )
         return {split: self._generate_examples(rows) for split, rows in kept.items()}
 
-    def _generate_examples(self, sentences: Sequence[Sentence]) -> Iterator[tuple[str, dict]]:
+    def _generate_examples(
+        self, sentences: Sequence[Sentence]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
         for sentence in sentences:
             yield sentence.id, {**sentence._asdict(), "label": sentence.label}
 

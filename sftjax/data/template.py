@@ -216,13 +216,15 @@ def _compiled(source: str) -> Any:
     def tojson(value: Any, indent: int | None = None) -> str:
         return json.dumps(value, ensure_ascii=False, indent=indent)
 
+    def strftime_now(form: str) -> str:
+        return datetime.now().strftime(form)
+
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    names = {"raise_exception": refuse, "strftime_now": strftime_now}
     try:
-        return environment.from_string(source)
+        return environment.from_string(source, names)
     except jinja2.TemplateError as error:
         raise ValueError(f"the chat template is not valid Jinja: {error}") from None

@@ -37,10 +37,10 @@ def prepare_tfds(name: str, data_dir: str | Path, files: str | Path | None = Non
     import tensorflow_datasets as tfds
 
     builder: Any = tfds.builder(name, data_dir=str(data_dir))
-    options = {} if files is None else {"manual_dir": str(files), "register_checksums": True}
-    builder.download_and_prepare(
-        file_format="array_record", download_config=tfds.download.DownloadConfig(**options)
+    config = tfds.download.DownloadConfig(
+        manual_dir=None if files is None else str(files), register_checksums=files is not None
     )
+    builder.download_and_prepare(file_format="array_record", download_config=config)
     return builder.info.splits["train"].num_examples
 
 

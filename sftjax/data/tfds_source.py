@@ -36,7 +36,7 @@ def builder_of(
     """
     if name.startswith("rated_sentences"):
         # Importing the module is what makes this one known to TFDS.
-        from sftjax.data import rated_sentences  # noqa: F401
+        importlib.import_module("sftjax.data.rated_sentences")
     name, *rest = name.split(":")
     version = rest.pop(0) if rest and _VERSION.fullmatch(rest[0]) else None
     if len(rest) > 1:

@@ -78,11 +78,11 @@ def _cached(path: str) -> Volume:
             f'{path} is NIfTI, which needs nibabel: pip install "sftjax[medical]"'
         ) from error
     try:
-        image = nibabel.as_closest_canonical(nibabel.load(path))  # type: ignore[attr-defined]
-        values = np.asarray(image.dataobj, np.float32)  # type: ignore[attr-defined]
+        image = nibabel.as_closest_canonical(nibabel.load(path))
+        values = np.asarray(image.dataobj, np.float32)
     except (ImageFileError, OSError, EOFError, ValueError) as error:
         raise UnreadableImage(f"{path} cannot be read as NIfTI: {error}") from error
     if values.ndim != 3:
         raise UnreadableImage(f"{path} has the shape {values.shape}; a volume has three axes")
-    x, y, z = (float(size) for size in image.header.get_zooms()[:3])  # type: ignore[attr-defined]
+    x, y, z = (float(size) for size in image.header.get_zooms()[:3])
     return Volume(values.transpose(2, 1, 0), (z, y, x), path)

@@ -1,6 +1,6 @@
 """What can be measured and what cannot: every metric refuses bad input in the same words."""
 
-from collections.abc import Sequence
+from collections.abc import Sized
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -78,7 +78,7 @@ def indicators(name: str, values: ArrayLike, ndim: int = 2) -> NDArray[np.bool_]
     return array.astype(bool)
 
 
-def same_rows(predictions: Sequence | np.ndarray, labels: Sequence | np.ndarray) -> None:
+def same_rows(predictions: Sized, labels: Sized) -> None:
     """Check that predictions and labels describe the same number of rows.
 
     >>> same_rows([1, 2], [1])

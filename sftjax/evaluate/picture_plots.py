@@ -67,7 +67,7 @@ def confusion(
     bar = drawing.colorbar(image, ax=axis, shrink=0.8)
     bar.set_label("% of the true class", fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     drawing.suptitle(title, fontsize=12, fontweight="bold", color=INK)
     return save(drawing, path)
 

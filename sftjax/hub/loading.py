@@ -205,7 +205,7 @@ def _keeper(
     def keep(path: str, values: np.ndarray) -> Any:
         if fits(path, values):
             whole = np.asarray(values, dtype=dtype, order="C")
-            return quantized(whole, name, double=bool(double))  # type: ignore[arg-type]
+            return quantized(whole, name, double=bool(double))
         return put(values, dtype)
 
     return keep

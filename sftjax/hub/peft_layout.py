@@ -106,7 +106,7 @@ def kind_of(config: Mapping[str, Any], module: str, parts: Mapping[str, np.ndarr
             f"{module}: the config says rank {rank}, and its A factor has {factor.shape[0]} rows; "
             "config and weights are not of one adapter"
         )
-    settings = {
+    settings: dict[str, Any] = {
         "r": int(rank),
         "lora_alpha": float(_patterned(config.get("alpha_pattern"), module, config["lora_alpha"])),
         "lora_dropout": float(config.get("lora_dropout") or 0.0),
@@ -115,7 +115,7 @@ def kind_of(config: Mapping[str, Any], module: str, parts: Mapping[str, np.ndarr
     if config.get("use_dora") and "lora_A.weight" in parts:
         return dora(**settings)
     start = str(config.get("init_lora_weights", True)).partition("_")[0]
-    return lora(**settings, init_lora_weights=start if start in RESIDUAL else "default")  # type: ignore[arg-type]
+    return lora(**settings, init_lora_weights=start if start in RESIDUAL else "default")
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:

@@ -119,7 +119,7 @@ class _Refused(Exception):
     """What a file asks for and does not get."""
 
 
-def _layout(head: bytes) -> Callable[[pathlib.Path], tuple[Any, Callable]]:
+def _layout(head: bytes) -> Callable[[pathlib.Path], tuple[Any, Callable[[_Storage], np.ndarray]]]:
     """Return what reads a file that begins so."""
     if head[:4] == b"PK\x03\x04":
         return _read_zip

@@ -117,7 +117,7 @@ def _quotient(a: Array, b: Array) -> Array:
 
 
 @_quotient.defjvp
-def _(primals, tangents):
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     a, b = primals
     da, db = tangents
     y = _quotient(a, b)

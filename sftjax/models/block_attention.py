@@ -47,6 +47,10 @@ class Places(NamedTuple):
     """The first block of keys that a block of queries may look at, in any row."""
 
 
+Saved = tuple[Array, Array, Array, Places, Array, Array]
+"""For the backward pass: q, k, v, places, what was gathered, and the log of the sums."""
+
+
 def attend_by_blocks(
     q_BTHK: Array,
     k_BTJK: Array,
@@ -163,12 +167,16 @@ def _forward(
     return jax.lax.map(one, jnp.arange(len(q_nPQK)))
 
 
-def _attend_fwd(setting: Setting, *inputs: Array | Places) -> tuple[Array, tuple]:
-    o_nPQK, log_sum_nPQ = _forward(setting, *inputs)  # type: ignore[arg-type]
-    return o_nPQK, (*inputs, o_nPQK, log_sum_nPQ)
+def _attend_fwd(
+    setting: Setting, q_nPQK: Array, k_nPCK: Array, v_nPCK: Array, places: Places
+) -> tuple[Array, Saved]:
+    o_nPQK, log_sum_nPQ = _forward(setting, q_nPQK, k_nPCK, v_nPCK, places)
+    return o_nPQK, (q_nPQK, k_nPCK, v_nPCK, places, o_nPQK, log_sum_nPQ)
 
 
-def _attend_bwd(setting: Setting, saved: tuple, d_o_nPQK: Array) -> tuple:
+def _attend_bwd(
+    setting: Setting, saved: Saved, d_o_nPQK: Array
+) -> tuple[Array, Array, Array, None]:
     q_nPQK, k_nPCK, v_nPCK, places, o_nPQK, log_sum_nPQ = saved
     product_nPQ = (d_o_nPQK.astype(jnp.float32) * o_nPQK.astype(jnp.float32)).sum(-1)
 

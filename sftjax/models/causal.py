@@ -219,7 +219,7 @@ class Layers(nn.Module):
         kept = []
         for i in range(a.num_layers):
             past = None if inputs.past is None else inputs.past[i]
-            one = block(a, s, i, name=str(i))  # type: ignore[call-arg]
+            one = block(a, s, i, name=str(i))
             x, own = one(x, turns[a.ropes[i]], inputs.segment_ids, past)
             kept.append(own)
         return x, kept

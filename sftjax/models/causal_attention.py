@@ -239,7 +239,7 @@ def _splash(
     if segment_ids is None:
         out = jax.vmap(kernel)(q, k, v)
     else:
-        out = jax.vmap(kernel)(q, k, v, SegmentIds(segment_ids, segment_ids))  # type: ignore[arg-type]
+        out = jax.vmap(kernel)(q, k, v, SegmentIds(segment_ids, segment_ids))
     return out.transpose(0, 2, 1, 3)
 
 

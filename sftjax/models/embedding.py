@@ -1,10 +1,14 @@
 """What a token is before the first layer: its word, its place, and its sentence."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from sftjax.models.architecture import Architecture
@@ -64,7 +68,7 @@ class Embeddings(nn.Module):
         a = self.architecture
         normal = nn.initializers.normal(a.initializer_range)
 
-        def table(name: str, size: int, init=normal) -> nn.Embed:
+        def table(name: str, size: int, init: Initializer = normal) -> nn.Embed:
             # No dtype: it would cast the whole table at every step, not the rows that are read.
             return nn.Embed(size, a.hidden_size, embedding_init=init, name=name)
 
@@ -80,6 +84,8 @@ class Embeddings(nn.Module):
         return Dropout(a.hidden_dropout)(x_ND), words.embedding
 
 
-def _sinusoids(key, shape, dtype=None, out_sharding=None) -> Array:
+def _sinusoids(
+    key: Array, shape: Sequence[int], dtype: DTypeLike | None = None, out_sharding: Any = None
+) -> Array:
     del key, out_sharding
     return jnp.asarray(sinusoids(*shape), dtype)

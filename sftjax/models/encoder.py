@@ -140,7 +140,7 @@ class Layers(nn.Module):
                 # Where only first tokens are read, the last block need not compute the others:
                 # of its products, those of keys and values remain, a sixth.
                 looking = x_ND.reshape(len(bias), -1, x_ND.shape[-1])[:, 0]
-            x_ND = self.block(a, self.dtype, name=str(number))(looking, x_ND, bias)  # type: ignore[call-arg]
+            x_ND = self.block(a, self.dtype, name=str(number))(looking, x_ND, bias)
         return x_ND
 
 

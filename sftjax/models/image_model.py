@@ -181,7 +181,7 @@ class ImageModel:
             variables, *self._inputs(batch), rngs=rngs, mutable=[MOVING]
         )
         new = flatten(moved.get(MOVING, {}))
-        return output, jax.tree_util.tree_map_with_path(  # type: ignore[return-value]
+        return output, jax.tree_util.tree_map_with_path(
             lambda keys, _: new[jax.tree_util.keystr(keys, simple=True, separator="/")], statistics
         )
 

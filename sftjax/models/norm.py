@@ -34,7 +34,7 @@ def _standardize(x: Array, epsilon: Array) -> tuple[Array, Array]:
 
 
 @standardize.defjvp
-def _(primals, tangents):
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     x, epsilon = primals
     dx, _ = tangents
     y, scale = _standardize(x, epsilon)

@@ -97,7 +97,7 @@ class TextEncoder:
 
     def _entering(self, batch: Batch) -> Array | None:
         """Return the hidden states that the upper part of a split model starts from."""
-        span = self.module.span  # type: ignore[attr-defined]
+        span = self.module.span
         if span is None or not span.given:
             return None
         if "hidden" not in batch:

@@ -6,7 +6,7 @@ import json
 import pathlib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, ClassVar, NoReturn, Protocol
 
 from sftjax.core import Batch, Fixed, TrainState
@@ -73,7 +73,7 @@ def move_in(job: Job, facts: Mapping[str, Any], tell: Callable[[str], None]) -> 
 @contextlib.contextmanager
 def checkpoints_of(
     folder: pathlib.Path | None, training: Training, *, read_only: bool = False
-) -> Iterator[Checkpoints | None]:
+) -> Generator[Checkpoints | None, None, None]:
     """Open the checkpoints of a run's folder, which know whose they are; None without a folder."""
     if folder is None:
         yield None

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from sftjax.anchor import anchor_of
 from sftjax.core import Fixed, PyTree, TrainState, combine, flatten, partition
@@ -24,6 +25,7 @@ from sftjax.select import describe, select
 from sftjax.train import (
     Fit,
     Phase,
+    Step,
     chosen_mesh,
     replay_phases,
     replicate,
@@ -87,7 +89,7 @@ def finetune_in_phases(
         anchor = anchor_of(params, ever, new=new)
     waiting = iter(plans)
 
-    def bare(tx):
+    def bare(tx: optax.GradientTransformation) -> Step:
         accumulate = training.gradient_accumulation_steps
         return compiled(next(waiting).method, tx, accumulate, training.on_nan)
 

@@ -151,6 +151,6 @@ def load_judge(folder: str | pathlib.Path) -> Judge | LabelJudge | None:
     conformal = facts["conformal"]
     if conformal is not None:
         level = math.inf if conformal["level"] == "all" else conformal["level"]
-        conformal = Conformal(**{**conformal, "level": level})
+        conformal = Conformal(**conformal)._replace(level=level)
     scaling = Scaling(np.array(facts["scale"]), np.array(facts["shift"]))
     return Judge(tuple(facts["names"]), np.array(facts["prior"]), scaling, thresholds, conformal)

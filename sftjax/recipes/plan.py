@@ -7,7 +7,7 @@ sftjax plan --model FOLDER --mesh fsdp=8 --topology v5e:2x4   # for TPUs that ar
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -192,7 +192,7 @@ def _plan(job: Plan, mesh: Mesh | None, tell: Callable[[str], None]) -> Planned:
 
 def _outline(where: str, job: Plan):
     """Return the model, its params in shapes, and what is new in them."""
-    how = {
+    how: dict[str, Any] = {
         "dtype": jnp.bfloat16 if job.training.bf16 else jnp.float32,
         "quantize": quantized(job.training),
     }

@@ -3,7 +3,7 @@
 import collections
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from sftjax.core import redact
 from sftjax.train import Record
@@ -21,7 +21,9 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(title: str, num_steps: int, *, every_seconds: float = 15.0) -> Iterator[Advance]:
+def progress(
+    title: str, num_steps: int, *, every_seconds: float = 15.0
+) -> Generator[Advance, None, None]:
     """Show how far a run is, its last numbers and the time left; stderr, so stdout stays a table.
 
     Args:

@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from sftjax.core import redact
@@ -21,7 +21,7 @@ Write = Callable[[Event], None]
 @contextlib.contextmanager
 def reporting(
     folder: pathlib.Path, report_to: Sequence[str], facts: Mapping[str, Any]
-) -> Iterator[Write]:
+) -> Generator[Write, None, None]:
     """Open a run's log and the writers that were asked for.
 
     Args:
@@ -88,7 +88,7 @@ def read_log(folder: pathlib.Path) -> list[Event]:
 
 
 @contextlib.contextmanager
-def _lines(path: pathlib.Path) -> Iterator[Write]:
+def _lines(path: pathlib.Path) -> Generator[Write, None, None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
     with path.open("a", encoding="utf8") as file:
@@ -125,7 +125,7 @@ def _numbers(event: Event) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _tensorboard(folder: pathlib.Path, facts: Mapping[str, Any]) -> Iterator[Write]:
+def _tensorboard(folder: pathlib.Path, facts: Mapping[str, Any]) -> Generator[Write, None, None]:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
@@ -146,7 +146,7 @@ def _tensorboard(folder: pathlib.Path, facts: Mapping[str, Any]) -> Iterator[Wri
 
 
 @contextlib.contextmanager
-def _wandb(folder: pathlib.Path, facts: Mapping[str, Any]) -> Iterator[Write]:
+def _wandb(folder: pathlib.Path, facts: Mapping[str, Any]) -> Generator[Write, None, None]:
     try:
         import wandb
     except ImportError as error:

@@ -66,7 +66,7 @@ class Scorer:
     def outputs(self, params: PyTree) -> Any:
         """Return the logits of every row, in the order of the table; of tokens, a list."""
         tokens = self._task == "token"
-        return predict(self._run, params, self._stream, self._count, per_token=tokens)  # type: ignore[call-overload]
+        return predict(self._run, params, self._stream, self._count, per_token=tokens)
 
     def scores(self, params: PyTree) -> dict[str, float]:
         """Return `eval_loss` and the task's usual metrics, NaN where one has no value."""

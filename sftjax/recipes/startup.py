@@ -5,7 +5,7 @@ import functools
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 import jax
@@ -50,7 +50,7 @@ def begin() -> None:
 
 
 @contextlib.contextmanager
-def part(name: str) -> Iterator[None]:
+def part(name: str) -> Generator[None, None, None]:
     """Count the time of a block as a part of the start-up, without what it compiles.
 
     >>> with part("load"):

@@ -7,6 +7,7 @@ import jax
 
 from sftjax.core import PyTree
 from sftjax.data import (
+    Encoded,
     PackedPairs,
     PairBatches,
     Pairs,
@@ -80,7 +81,7 @@ class SummaryRows(NamedTuple):
         )
 
 
-def _first(side, most: int):
+def _first(side: Encoded, most: int) -> Encoded:
     end = side.offsets[most]
     return dataclasses.replace(
         side, ids=side.ids[:end], offsets=side.offsets[: most + 1], truncated=0, lost=0

@@ -103,7 +103,7 @@ def training_of_run(training: Training, run: dict[str, float]) -> Training:
     >>> training_of_run(Training(), {"dose": 4.0, "seed": 2}).dose
     4.0
     """
-    return dataclasses.replace(training, **{**run, "seed": int(run["seed"])})  # type: ignore[arg-type]
+    return dataclasses.replace(training, **{**run, "seed": int(run["seed"])})
 
 
 def sweep(job: Job, ready: Prepared, tell: Callable[[str], None] = say) -> Swept:

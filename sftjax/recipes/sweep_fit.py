@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from sftjax.anchor import adamw
 from sftjax.core import PyTree, count, flatten, holes, map_with_path, partition
@@ -210,10 +211,17 @@ def decay_anchored(
       rates: of each leaf, as `adamw` takes them.
     """
 
-    def update(updates, count, params=None, *, anchor=None, **others):
+    def update(
+        updates: PyTree,
+        count: Array,
+        params: PyTree | None = None,
+        *,
+        anchor: PyTree | None = None,
+        **others: object,
+    ) -> tuple[PyTree, ArrayLike]:
         del others
 
-        def add(update, value, origin, rate):
+        def add(update: Array | None, value: Any, origin: Array | None, rate: Any) -> Array | None:
             if update is None or origin is None or value.ndim < 2:
                 return update
             return update - schedule(count) * rate * decay * value

@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import jax
@@ -48,7 +48,7 @@ def watching(
     *,
     title: str,
     tell: Callable[[str], None],
-) -> Iterator[Watched]:
+) -> Generator[Watched, None, None]:
     """Surround a loop.
 
     SIGTERM and Ctrl-C save and stop it (where it has a folder to save in); events go to the
@@ -169,7 +169,7 @@ class _Flops:
 @contextlib.contextmanager
 def _profile(
     updates: int, folder: pathlib.Path, tell: Callable[[str], None]
-) -> Iterator[Callable[[Step], Step]]:
+) -> Generator[Callable[[Step], Step], None, None]:
     """Trace some updates of whatever step is given first, and say where the trace is."""
     if not updates:
         yield lambda step: step

@@ -7,6 +7,7 @@ a masked weight keeps its bits.
 """
 
 import zlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -173,7 +174,7 @@ def only_elements(
     ) -> tuple[PyTree, ElementsState]:
         held = flatten(state.mask)
 
-        def keep(rest: float):
+        def keep(rest: float) -> Callable[[str, Array], Array]:
             return lambda path, leaf: (
                 jnp.where(held[path], leaf, rest).astype(leaf.dtype) if path in held else leaf
             )

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import FrameType
 
 from sftjax.train.together import together
@@ -36,7 +36,7 @@ class Interrupted(Exception):
 
 
 @contextlib.contextmanager
-def stop_on_signals(*, every: int = 1) -> Iterator[Callable[[int], bool]]:
+def stop_on_signals(*, every: int = 1) -> Generator[Callable[[int], bool], None, None]:
     """Turn SIGTERM and the first SIGINT into a question that a loop may ask.
 
     A second Ctrl-C is a KeyboardInterrupt as ever. Outside of the main thread, where Python lets

@@ -129,7 +129,7 @@ def fit(
             log(entry)
 
     def note(fault: NotFinite, did: str) -> None:
-        event = {"update": fault.update, "what": fault.what, "did": did}
+        event: Event = {"update": fault.update, "what": fault.what, "did": did}
         if rows := rows_of(batch_at(run.position(fault.update))):
             event["rows"] = rows
         run.faults.append(event)

@@ -99,7 +99,7 @@ def pmap_step(step: Stepping, devices: Sequence[Any] | None = None) -> Stepping:
     mesh, count = make_mesh("data=-1", found), len(found)
     stacked = sharding_on(mesh, PartitionSpec("data"))
     # A copy is taken, and given, where it lies: check_vma=False, because nothing proves them equal.
-    apart = {"mesh": mesh, "check_vma": False}
+    apart: dict[str, Any] = {"mesh": mesh, "check_vma": False}
     one = jax.shard_map(
         lambda tree: jax.tree.map(lambda leaf: leaf[0], tree),
         in_specs=PartitionSpec("data"), out_specs=PartitionSpec(), **apart,
@@ -112,11 +112,11 @@ def pmap_step(step: Stepping, devices: Sequence[Any] | None = None) -> Stepping:
     @partial(
         jax.jit, in_shardings=(stacked, stacked, stacked), out_shardings=stacked, donate_argnums=0
     )
-    def run(state: TrainState, fixed: Fixed, batch: Batch):
+    def run(state: TrainState, fixed: Fixed, batch: Batch) -> tuple[TrainState, Metrics]:
         rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batch)
         return many(step(one(state), one(fixed), rows))
 
-    def checked(state: TrainState, fixed: Fixed, batch: Batch):
+    def checked(state: TrainState, fixed: Fixed, batch: Batch) -> tuple[TrainState, Metrics]:
         for path, leaf in flatten({"state": state, "fixed": fixed, "batch": dict(batch)}).items():
             if not leaf.ndim or len(leaf) != count:
                 raise ValueError(

@@ -8,7 +8,7 @@ Afterwards `jax.devices()` are those of all processes, and a mesh of them is a m
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -130,7 +130,7 @@ def on_host(tree: PyTree) -> PyTree:
 @contextmanager
 def patience(
     seconds: float, tell: Callable[[str], None] | None = None
-) -> Iterator[Callable[[], None]]:
+) -> Generator[Callable[[], None], None, None]:
     """End this process with a message when nothing has moved for so long.
 
     Heartbeats tell of a process that is gone, not of one that lives and waits for ever (a dead file

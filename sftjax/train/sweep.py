@@ -90,7 +90,9 @@ def compile_sweep_step(
         return jax.jit(step, donate_argnums=0)
     place, compiled = placing(mesh, rules), {}
 
-    def run(states: TrainState, fixed: Fixed, settings: Settings, batch: Batch):
+    def run(
+        states: TrainState, fixed: Fixed, settings: Settings, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
         key = jax.tree.structure((states, fixed))
         if key not in compiled:
             out = _run_layout(states, fixed, mesh, place)[0], _dealt(mesh)

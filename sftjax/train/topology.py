@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ _SETTINGS = {  # before jax looks for its devices, or the compiler complains of 
 
 
 @contextmanager
-def on_topology(name: str) -> Iterator[list[Any]]:
+def on_topology(name: str) -> Generator[list[Any], None, None]:
     """Compile what is traced inside for the chips of a TPU slice, where it cannot be run.
 
     Programs are lowered from shapes and compiled ahead of time, as in `compile_step(step, mesh)
