@@ -110,7 +110,8 @@ def test_what_is_published_holds_the_facts_and_no_folder_of_this_machine(tmp_pat
 def test_every_script_has_a_row_and_published_numbers(script):
     page = (FOLDER / "README.md").read_text("utf8")
     assert f"| `{script}.py` |" in page
-    assert re.search(rf"`python benchmarks/{script}\.py\b", page), "no number of it is published"
+    waiting = f"<!-- {script} -->\nNot run yet.\n" in page
+    assert waiting != bool(re.search(rf"`python benchmarks/{script}\.py\b", page))
 
 
 def test_every_table_was_filled_by_the_command_above_it():
