@@ -18,6 +18,7 @@ from sftjax.evaluate.generate_rows import rows_of, until_ended
 from sftjax.evaluate.generate_scores import NOTHING, follow_rules, narrow
 from sftjax.evaluate.generate_settings import GenerationSettings, checked
 from sftjax.models.decoding import Cache, Decoder
+from sftjax.models.few_rows import LastTurned, Turned, ever_pays, turned, with_turned
 
 
 class Generated(NamedTuple):
@@ -86,6 +87,21 @@ def generate(
     >>> generate(counting, {}, {"input_ids": jnp.array([[2], [5]])}, settings).tokens.tolist()
     [[3, 4, 5, 6], [6, 7, 0, 0]]
     """
+    texts = len(decoder.prompt(batch)[0]) * checked(settings).num_beams
+    kernels = turned(params, decoder.read_once) if ever_pays(texts) else None
+    return _generate(decoder, params, kernels, batch, settings, key, rows)
+
+
+def _generate(
+    decoder: Decoder,
+    params: PyTree,
+    kernels: Turned | None,
+    batch: Batch,
+    settings: GenerationSettings,
+    key: Array | None,
+    rows: Array | None,
+) -> Generated:
+    decoder = with_turned(decoder, params, kernels)
     settings, history, prompt = _begin(decoder, batch, settings, key)
     if settings.num_beams > 1:
         tokens, scores = search(decoder, params, batch, settings, history, prompt)
@@ -123,8 +139,12 @@ def compile_generate(
     """
     settings = checked(settings)
 
-    def run(params: PyTree, batch: Batch, key: Array | None, rows: Array) -> Generated:
-        return generate(decoder, params, batch, settings, key, rows=rows)
+    last = LastTurned(decoder)
+
+    def run(
+        params: PyTree, kernels: Turned | None, batch: Batch, key: Array | None, rows: Array
+    ) -> Generated:
+        return _generate(decoder, params, kernels, batch, settings, key, rows)
 
     if mesh is None:
         compiled = jax.jit(run)
@@ -134,7 +154,7 @@ def compile_generate(
             jax.shard_map(
                 run,
                 mesh=mesh,
-                in_specs=(shared, dealt, shared, dealt),
+                in_specs=(shared, shared, dealt, shared, dealt),
                 out_specs=dealt,
                 check_vma=False,  # the loops of devices are of different lengths
             )
@@ -148,7 +168,8 @@ def compile_generate(
                 f"{count} rows cannot be dealt out to {shares} devices; fill the batch up to a "
                 f"multiple of {shares}"
             )
-        return compiled(params, dict(batch), key, np.arange(count, dtype=np.int32))
+        kernels = last.of(params, count // shares * settings.num_beams)
+        return compiled(params, kernels, dict(batch), key, np.arange(count, dtype=np.int32))
 
     return call
 
@@ -176,16 +197,19 @@ def compile_stream(
             "stream with num_beams=1"
         )
 
-    def begin(params: PyTree, batch: Batch, key: Array | None) -> Text:
+    last = LastTurned(decoder)
+
+    def begin(params: PyTree, kernels: Turned | None, batch: Batch, key: Array | None) -> Text:
         _, history, prompt = _begin(decoder, batch, settings, key)
         keys = _keys(key, len(history), None)
-        return _first(decoder, params, batch, settings, history, prompt, keys)
+        quick = with_turned(decoder, params, kernels)
+        return _first(quick, params, batch, settings, history, prompt, keys)
 
-    def advance(params: PyTree, text: Text, prompt: int) -> Text:
-        return _next(decoder, params, text, settings, prompt)
+    def advance(params: PyTree, kernels: Turned | None, text: Text, prompt: int) -> Text:
+        return _next(with_turned(decoder, params, kernels), params, text, settings, prompt)
 
     begin = jax.jit(begin)
-    advance = jax.jit(advance, static_argnums=2, donate_argnums=1)
+    advance = jax.jit(advance, static_argnums=3, donate_argnums=2)
 
     def call(
         params: PyTree,
@@ -194,13 +218,14 @@ def compile_stream(
         key: Array | None = None,
     ) -> Generated:
         batch = dict(batch)
-        prompt = jax.eval_shape(decoder.prompt, batch)[0].shape[1]
-        text = begin(params, batch, key)
+        rows, prompt = jax.eval_shape(decoder.prompt, batch)[0].shape
+        kernels = last.of(params, rows)
+        text = begin(params, kernels, batch, key)
         for place in range(prompt, prompt + settings.room(prompt)):
             if place > prompt:
                 if bool(text.ended.all()):
                     break
-                text = advance(params, text, prompt)
+                text = advance(params, kernels, text, prompt)
             column = np.asarray(text.history[:, place])
             say(np.where(column == NOTHING, settings.pad_token_id, column))
         tokens = text.history[:, prompt:]

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from sftjax.models.activation import ACTIVATIONS
 from sftjax.models.architecture import given, require
 from sftjax.models.dropout import Dropout
+from sftjax.models.few_rows import times
 from sftjax.models.norm import LayerNorm
 from sftjax.models.seq2seq import Kept, KeysValues, Now, Pair, attention, empty
 
@@ -363,7 +364,7 @@ class Bart(nn.Module):
         """Return (N, V) float32."""
         x_ND = x_ND.astype(jnp.float32)
         if self.architecture.tied:
-            scores_NV = x_ND @ self.model.words().astype(jnp.float32).T
+            scores_NV = times(x_ND, self.model.words().astype(jnp.float32))
         else:
             scores_NV = self.lm_head(x_ND)
         return scores_NV + self.final_logits_bias.astype(jnp.float32)

@@ -18,6 +18,7 @@ from sftjax.models.activation import ACTIVATIONS
 from sftjax.models.causal_attention import attend, gather
 from sftjax.models.causal_config import CausalArchitecture
 from sftjax.models.dropout import Dropout
+from sftjax.models.few_rows import times
 from sftjax.models.rope import Rope, angles, turn
 
 REMAT: dict[str, Callable[..., Any] | None] = {
@@ -273,10 +274,7 @@ def give(module: Any, x_BTD: Array, words_VD: Array, last: Array | None) -> Arra
         score = dense(module.labels, False, a, s._replace(dtype=jnp.float32), "score")
         return score(x_ND.astype(jnp.float32))
     if a.tied:
-        scores = jax.lax.dot_general(
-            x_ND, words_VD.astype(s.dtype), (((1,), (1,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )  # fmt: skip
+        scores = times(x_ND, words_VD.astype(s.dtype))
     else:
         scores = nn.Dense(
             a.vocab_size, use_bias=False, dtype=s.dtype, dot_general=_to_float32, name="lm_head",

@@ -91,3 +91,5 @@ class Decoder(NamedTuple):
     prompt: Callable[[Batch], tuple[Array, Array]] = own_prompt
     """`batch -> (tokens (B, P), mask (B, P))`: what the new tokens come after, for rules that look
     at all of a text; the start token of an encoder-decoder."""
+    read_once: str | None = None
+    """The path of the params that `start` alone reads, such as those of an encoder."""

@@ -28,6 +28,8 @@ class Family(NamedTuple):
     """Has the methods `hidden`, `encode`, `step` and `scores`, as `t5.T5` has them."""
     room: Callable[[Any, int, int, DTypeLike], tuple[Kept, ...]]
     words: Callable[[Any, Mapping[str, Any]], Array]
+    encoder: str
+    """The path of its params."""
     start: int | None
     """The decoder's start token where the config has none."""
     max_length: Callable[[Any], int | None]
@@ -38,12 +40,22 @@ def _max_positions(architecture: Any) -> int:
 
 
 def _bart(start: int | None) -> Family:
-    return Family(bart.architecture, bart.Bart, bart.room, bart.words, start, _max_positions)
+    return Family(
+        *(bart.architecture, bart.Bart, bart.room, bart.words, "model/encoder", start),
+        _max_positions,
+    )
+
+
+def _t5() -> Family:
+    return Family(
+        *(t5_architecture.architecture, t5.T5, t5.room, t5.words, "encoder", None),
+        lambda architecture: None,
+    )
 
 
 SEQ2SEQ: dict[str, Family] = {
-    "t5": Family(t5_architecture.architecture, t5.T5, t5.room, t5.words, None, lambda a: None),
-    "mt5": Family(t5_architecture.architecture, t5.T5, t5.room, t5.words, None, lambda a: None),
+    "t5": _t5(),
+    "mt5": _t5(),
     "bart": _bart(2),
     "mbart": _bart(None),
     "pegasus": _bart(0),
@@ -129,7 +141,7 @@ class Seq2SeqModel:
     @property
     def decoder(self) -> Decoder:
         """One token after the other; `start` reads the sources of a batch and the start token."""
-        return Decoder(self._start, self._step, self._prompt)
+        return Decoder(self._start, self._step, self._prompt, SEQ2SEQ[self.family].encoder)
 
     @property
     def decoder_start_token_id(self) -> int:

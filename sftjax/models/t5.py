@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from sftjax.models.activation import ACTIVATIONS
 from sftjax.models.dropout import Dropout
+from sftjax.models.few_rows import times
 from sftjax.models.seq2seq import Kept, KeysValues, Now, Pair, attention, empty
 from sftjax.models.t5_architecture import T5Architecture
 
@@ -321,7 +322,7 @@ class T5(nn.Module):
         x_ND = x_ND.astype(jnp.float32) * (a.d_model**-0.5 if a.scaled else 1.0)
         if not a.tied:
             return self.lm_head(x_ND)
-        return x_ND @ self.shared.embedding.astype(jnp.float32).T
+        return times(x_ND, self.shared.embedding.astype(jnp.float32))
 
     def _embed(self, ids: Array) -> Array:
         return self.shared(ids).reshape(-1, self.architecture.d_model)
