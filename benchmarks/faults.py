@@ -1,17 +1,14 @@
-"""What does it cost to be safe: a guard in the step, a checkpoint every 10 updates, a cold start?
+"""What does it cost to be safe: a guard in the step, a checkpoint every 10 updates?
 
-    python benchmarks/faults.py                   # about 12 minutes on 2 cores
+    python benchmarks/faults.py                   # about 11 minutes on 2 cores
 
 MiniLM-L6 (22.7 M parameters, AdamW), batches of 16 x 128 tokens, once with all weights moving and
 once with the last two blocks. The step by itself beside the same step in `train.guard`, under
 "stop" and under "skip". Then `train.fit` with a checkpoint every 10 updates beside `fit` without:
 how long a save keeps the loop waiting (what it copies and digests, and what is left of the save
 before), as a share of 10 updates, and what the whole run loses, the background's writing included.
-Last a new process comes to its first step, with an empty compilation cache and with the one that it
-left.
 
-Expect: the guard within 2 % of the bare step; a save blocks for less than 5 % of 10 updates; a warm
-start takes half of a cold one.
+Expect: the guard within 2 % of the bare step; a save blocks for less than 5 % of 10 updates.
 """
 
 import pathlib
@@ -20,7 +17,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import meshes
 import pairs
 
 EVERY = 10
@@ -35,7 +31,6 @@ def main() -> None:
     options.add_argument("--length", type=int, default=128, help="tokens of a row (128)")
     options.add_argument("--layers", type=int, default=6, help="of the model (6)")
     options.add_argument("--saves", type=int, default=4, help="checkpoints of each run (4)")
-    options.add_argument("--starts", type=int, default=3, help="cold and warm starts (3)")
     args = options.parse_args()
 
     import jax
@@ -64,15 +59,7 @@ def main() -> None:
         found = [saved(steps["stop"], begin, batch, args.saves) for _ in range(2)]
         saves.append(row_of(name, found))
         facts[name] = {"guard": timings, "saves": found}
-    starts = {"cold": [], "warm": []}
-    for _ in range(args.starts):
-        with tempfile.TemporaryDirectory() as cache:
-            for kind, runs in starts.items():
-                runs.append(meshes.started_once(cache, args.layers))
-                print(f"{kind} start: {runs[-1]['all']:.1f} s")
-    facts["first_step"] = starts
-    tables = [guards, saves, meshes.table_of_starts(starts)]
-    pairs.publish("faults", watch.facts(), tables, facts, args.output)
+    pairs.publish("faults", watch.facts(), [guards, saves], facts, args.output)
 
 
 def steps_of(model: Any, params: Any, rule: str) -> tuple[dict[str, Any], Callable[[], Any]]:

@@ -1,27 +1,19 @@
-"""What do meshes and processes cost, and how long until the first step?
+"""What do meshes and processes cost?
 
-    python benchmarks/meshes.py                   # about 6 minutes on 2 cores
+    python benchmarks/meshes.py                   # about 5 minutes on 2 cores
 
 The same BERT step (MiniLM's width, 2 of its 6 layers, all weights, AdamW, 32 x 64 tokens) on one
 device, on 8 virtual devices in three meshes, and by two processes. All share two cores, so nothing
 can be faster than one device: the ratio is the overhead of cutting the work up and of exchanging,
-not what such a mesh does where every device has a chip of its own. Then a new process comes to its
-first step, with an empty compilation cache and with the one that it left: import, weights and data,
-the first step with its compilation, and the second, each in seconds.
+not what such a mesh does where every device has a chip of its own.
 
-Expect: meshes of 8 virtual devices at 1.3 to 3 times one device's step; a warm start in half the
-time of a cold one.
+Expect: meshes of 8 virtual devices at 1.3 to 3 times one device's step.
 """
 
-import itertools
-import json
-import os
 import pathlib
 import socket
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -46,9 +38,6 @@ def main() -> None:
         where, size, index, port = sys.argv[-4:]
         peer.serve(lambda: step_of(where, int(size), int(index), port))
         return
-    if "--first" in sys.argv:
-        print(json.dumps(first_step(int(sys.argv[-1]))))
-        return
     options = pairs.parser(__doc__, turns=10, steps=5)
     args = options.parse_args()
     watch = pairs.Watch()
@@ -71,31 +60,7 @@ def main() -> None:
         }
         for name, found in timings.items()
     ]
-    starts = {"cold": [], "warm": []}
-    for _ in range(3):
-        with tempfile.TemporaryDirectory() as cache:
-            for kind in starts:
-                starts[kind].append(started_once(cache))
-    facts = {"seconds": timings, "first_step": starts}
-    tables = [rows, table_of_starts(starts)]
-    pairs.publish("meshes", watch.facts(), tables, facts, args.output)
-
-
-def table_of_starts(starts: dict[str, list[dict[str, float]]]) -> list[dict[str, str]]:
-    """Return the rows of cold and warm starts, and how much the warm one takes of the cold."""
-    parts = list(starts["cold"][0])
-    rows = [
-        {"start": kind, **{part: f"{middle([run[part] for run in runs]):.2f}" for part in parts}}
-        for kind, runs in starts.items()
-    ]
-    ends = {kind: middle([run["all"] for run in runs]) for kind, runs in starts.items()}
-    ratio = f"{ends['warm'] / ends['cold']:.2f}"
-    return [*rows, {"start": "warm / cold", **dict.fromkeys(parts, ""), "all": ratio}]
-
-
-def middle(values: list[float]) -> float:
-    """Return the median."""
-    return sorted(values)[len(values) // 2]
+    pairs.publish("meshes", watch.facts(), [rows], {"seconds": timings}, args.output)
 
 
 def started(mesh: str, devices: int, size: int, cache: str) -> list[peer.Peer]:
@@ -154,7 +119,7 @@ def step_of(described: str, size: int, index: int, port: str) -> tuple[Any, Call
     return described, answer
 
 
-def prepared(described: str, layers: int = 2) -> tuple[Any, Any, Any, Any]:
+def prepared(described: str) -> tuple[Any, Any, Any, Any]:
     """Return a compiled step and what it takes, on a mesh."""
     import jax
     import minilm
@@ -165,7 +130,7 @@ def prepared(described: str, layers: int = 2) -> tuple[Any, Any, Any, Any]:
     from sftjax.select import select
     from sftjax.train import compile_step, init, make_mesh, make_step, place_state, spread
 
-    model = minilm.model_of(num_hidden_layers=layers)
+    model = minilm.model_of(num_hidden_layers=2)
     params, tx = jax.jit(model.init)(jax.random.key(0)), optax.adamw(minilm.LEARNING_RATE)
     state, fixed = init(params, select(params, "all").trainable, tx, jax.random.key(0))
     mesh = make_mesh(described)
@@ -173,36 +138,6 @@ def prepared(described: str, layers: int = 2) -> tuple[Any, Any, Any, Any]:
     step = compile_step(make_step(classification(model.apply), tx), mesh, TENSOR_RULES)
     batch = spread(lambda number: minilm.batch_of(32, 64), mesh)(0)
     return step, state, fixed, batch
-
-
-def started_once(cache: str, layers: int = 2) -> dict[str, float]:
-    """Start a process that comes to its first step; return the seconds of each part."""
-    tick = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, str(HERE), "--first", str(layers)],
-        env={**os.environ, **environment(1, cache)}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return json.loads(done.stdout.splitlines()[-1]) | {"all": time.perf_counter() - tick}
-
-
-def first_step(layers: int) -> dict[str, float]:
-    """Come to the first step; the cache is in the environment already."""
-    ticks = [time.perf_counter()]
-    import jax
-
-    import sftjax  # noqa: F401 - what it costs is measured
-
-    ticks.append(time.perf_counter())
-    step, state, fixed, batch = prepared("data=1", layers)
-    jax.block_until_ready(state.trainable)
-    ticks.append(time.perf_counter())
-    for _ in range(2):
-        state, metrics = step(state, fixed, batch)
-        jax.block_until_ready((state, metrics))
-        ticks.append(time.perf_counter())
-    names = ("import", "weights and data", "compile and first step", "second step")
-    spans = (after - before for before, after in itertools.pairwise(ticks))
-    return dict(zip(names, spans, strict=True))
 
 
 if __name__ == "__main__":
