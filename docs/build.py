@@ -208,7 +208,7 @@ pre{background:#f6f8fa;padding:.8rem 1rem;overflow:auto;border-radius:6px;font-s
 code{font:14px ui-monospace,monospace}
 pre code{font-size:13px}
 :not(pre)>code{background:#f0f2f4;padding:.1em .3em;border-radius:4px}
-table{border-collapse:collapse;display:block;overflow:auto;margin:1rem 0}
+table{border-collapse:collapse;display:block;overflow:auto;margin:1rem 0;font-size:14px}
 td,th{border:1px solid #d0d7de;padding:.3rem .6rem;text-align:left;vertical-align:top}
 @media(max-width:50rem){body{display:block}nav{width:auto;min-height:0}main{padding:1rem}}
 """
