@@ -35,6 +35,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from sftjax.core import Batch, PyTree
+from sftjax.core.by_rows import by_rows
 
 ALL_LINEAR = "all-linear"
 
@@ -155,9 +156,7 @@ def product_of(x: Array, kernel: Array) -> Array:
     >>> product_of(jnp.ones((1, 2, 2, 3)), jnp.ones((3, 4))).shape
     (1, 2, 2, 4)
     """
-    if x.ndim < 4:
-        return x @ kernel
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    return x @ kernel if x.ndim < 4 else by_rows(x, kernel)
 
 
 def product_with(module: nn.Module, x: Array, kernel: Array) -> Array:

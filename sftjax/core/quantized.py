@@ -21,8 +21,8 @@ class Quantized:
     codes: Array | Any
     """uint8 (..., width / 2), two 4-bit codes a byte, or int8 (..., width); the last axis is padded
     to whole blocks. None is a hole, as `partition` leaves."""
-    scales: Array
-    """(..., blocks) float32, or int8 where they are quantized in turn."""
+    scales: Array | Any
+    """(..., blocks) float32, or int8 where they are quantized in turn; None beside a hole."""
     outer: Array | None
     """float32 scales of the scales, of 256 each; None if they are not quantized."""
     mean: Array | None

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from sftjax.core.by_rows import by_rows
+
 Padding = str | Sequence[tuple[int, int]]
 """`"SAME"` (TensorFlow's, which depends on the size), or (before, after) of height and width."""
 
@@ -103,22 +105,17 @@ def _short_way(
     down, right = strides
     pads = _pads(x.shape[1:3], (rows, columns), strides, padding)
     if (rows, columns) == (1, 1) and all(pad == (0, 0) for pad in pads):
-        return lambda x, kernel: _product(x[:, ::down, ::right], kernel)
+        return lambda x, kernel: by_rows(x[:, ::down, ::right], kernel[0, 0])
     height = (x.shape[1] + sum(pads[0]) - rows) // down + 1
     width = (x.shape[2] + sum(pads[1]) - columns) // right + 1
     if not 0 < SMALL * height * width <= x.shape[-1]:
         return None
 
     def by_patches(x: Array, kernel: Array) -> Array:
-        return _product(jnp.concatenate(_shifts(x, (rows, columns), strides, pads), -1), kernel)
+        patches = jnp.concatenate(_shifts(x, (rows, columns), strides, pads), -1)
+        return by_rows(patches, kernel.reshape(patches.shape[-1], -1))
 
     return by_patches
-
-
-def _product(x: Array, kernel: Array) -> Array:
-    """Return (B, h, w, F) from (B, h, w, K L C) and (K, L, C, F): one product of matrices."""
-    width = x.shape[-1]
-    return (x.reshape(-1, width) @ kernel.reshape(width, -1)).reshape(*x.shape[:3], -1)
 
 
 class Depthwise(nn.Module):
