@@ -22,7 +22,6 @@ that follows the GFLOP.
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pairs
@@ -198,8 +197,8 @@ def more_devices(turns: int, steps: int) -> dict[str, dict[int, list[pairs.Timin
                 turns, tell=print,
             )  # fmt: skip
         finally:
-            with ThreadPoolExecutor(len(groups)) as pool:
-                list(pool.map(peer.Peer.close, [one for group in groups.values() for one in group]))
+            for group in groups.values():
+                peer.close_together(group)
     alone = timings["data=1"]
     return {
         kind: {count: timings.get(f"{kind}={count}", alone) for count in DEVICES} for kind in MESHES

@@ -47,9 +47,8 @@ def main() -> None:
             rounds = {name: rounds_of(group, args.steps) for name, group in groups.items()}
             timings = pairs.alternate(rounds, args.turns, tell=print)
         finally:
-            for group in groups.values():  # together: a process that ends waits for its peers
-                with ThreadPoolExecutor(len(group)) as pool:
-                    list(pool.map(peer.Peer.close, group))
+            for group in groups.values():
+                peer.close_together(group)
     one = timings["1 device"]
     rows = [
         {

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
@@ -73,6 +74,12 @@ class Peer:
                 f"the peer ended with code {code}; its last words:\n{self._words.read()[-2000:]}"
             )
         return json.loads(line)
+
+
+def close_together(peers: Collection[Peer]) -> None:
+    """Close peers that are one run: each waits at its end for the others."""
+    with ThreadPoolExecutor(len(peers)) as pool:
+        list(pool.map(Peer.close, peers))
 
 
 def serve(prepare: Callable[[], tuple[Any, Callable[[Any], Any]]]) -> None:
