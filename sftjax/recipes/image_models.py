@@ -9,10 +9,10 @@ from jax.typing import DTypeLike
 
 from sftjax.core import PyTree, flatten
 from sftjax.data import Processor, processor_config, processor_of
-from sftjax.hub import LoadReport, load
+from sftjax.hub import LoadReport
 from sftjax.models import Head, ImageModel, statistics_of
 from sftjax.models.image_model import IMAGE_FAMILIES
-from sftjax.recipes.named_models import folder_of
+from sftjax.recipes.named_models import load_as
 
 
 class LoadedImages(NamedTuple):
@@ -59,13 +59,9 @@ def load_images_model(
     how: dict[str, Any] = {"head": head, "key": key, "quantize": quantize, "ignore": ignore}
     if dtype is not None:
         how["dtype"] = dtype
-    folder = folder_of(name)
-    model, params, report = load(folder, **how)
-    if not isinstance(model, ImageModel):
-        raise ValueError(
-            f"{name} is a {model.family}, and this command reads pictures with one of "
-            f"{', '.join(IMAGE_FAMILIES)}; choose a checkpoint of one of these"
-        )
+    families = ", ".join(IMAGE_FAMILIES)
+    takes = f"reads pictures with one of {families}; choose a checkpoint of one of these"
+    model, params, report = load_as(ImageModel, takes, name, **how)
     if report.processor is not None:
         processor = processor_of(report.processor)
     elif size:
@@ -82,8 +78,7 @@ def load_images_model(
         # Keras's 0.99 needs hundreds of updates to forget the start; torch's share is 0.1.
         changes["batch_norm_momentum"] = 0.9
     if changes:
-        model, params, report = load(folder, config=changes, **how)
-        assert isinstance(model, ImageModel)
+        model, params, report = load_as(ImageModel, takes, name, config=changes, **how)
     if size:
         processor = processor.at(size)
     if whole:
