@@ -23,7 +23,7 @@ from sftjax.core.target import platform
 from sftjax.models.decoding import Cache, Decoder
 
 FEW = 64
-"""From so many rows on nothing is gained."""
+"""More rows than these gain nothing."""
 
 Turned = Sequence[Array | None]
 """For each leaf of params its transpose, (N, K), or None."""
