@@ -142,7 +142,6 @@ def compile_generate(
       ValueError: as `generate`; on a call, if the rows cannot be dealt out evenly.
     """
     settings = checked(settings)
-
     last = LastTurned(decoder)
 
     def run(

@@ -134,6 +134,9 @@ def _stays(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
 
 
+_turned = jax.jit(turned, static_argnums=1)
+
+
 class LastTurned:
     """The transposes of the params that were seen last.
 
@@ -142,7 +145,7 @@ class LastTurned:
     """
 
     def __init__(self, decoder: Decoder) -> None:
-        self._turn = jax.jit(lambda params: turned(params, decoder.read_once))
+        self._read_once = decoder.read_once
         self._seen: list[weakref.ref[Array]] = []
         self._turned: Turned = ()
 
@@ -152,12 +155,12 @@ class LastTurned:
             return None
         leaves = jax.tree.leaves(params)
         if not all(map(_stays, leaves)):
-            return self._turn(params)
+            return _turned(params, self._read_once)
         known = len(leaves) == len(self._seen) and all(
             seen() is leaf for seen, leaf in zip(self._seen, leaves, strict=True)
         )
         if not known:
-            self._turned = self._turn(params)
+            self._turned = _turned(params, self._read_once)
             self._seen = [weakref.ref(leaf, self._forget) for leaf in leaves]
         return self._turned
 
