@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
@@ -18,6 +17,7 @@ from sftjax.models.causal_config import READ, CausalArchitecture
 from sftjax.models.causal_decoding import decoder_of
 from sftjax.models.embedding import positions
 from sftjax.models.head import Head, check_head
+from sftjax.models.shapes import Shaped
 from sftjax.models.token_rows import token_ids
 
 
@@ -44,7 +44,7 @@ ENTRIES = ("input_ids", "attention_mask", "position_ids", "segment_ids")
 
 
 @dataclass(frozen=True)
-class CausalModel:
+class CausalModel(Shaped):
     """A decoder of text as pure functions; it holds no weights.
 
     `dataclasses.replace(model, remat="full")` and `replace(model, attention="xla")` give the same
@@ -134,10 +134,6 @@ class CausalModel:
         inputs = Inputs(ids, jnp.arange(2)[None], None)
         whole = replace(self, dtype=jnp.float32, attention="xla", remat="none")
         return whole._module(self.head.kind).init(key, inputs)["params"]
-
-    def shapes(self) -> PyTree:
-        """Return the params as `jax.ShapeDtypeStruct`s; nothing is allocated."""
-        return jax.eval_shape(self.init, jax.random.key(0))
 
     def _module(self, kind: str, keep: bool = False) -> nn.Module:
         settings = Settings(jnp.dtype(self.dtype), self.attention, self.remat, keep)

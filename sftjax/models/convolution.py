@@ -10,6 +10,7 @@ patches). On GPU and TPU the library's own convolution is the fast one.
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -22,6 +23,9 @@ from sftjax.core.by_rows import by_rows
 
 Padding = str | Sequence[tuple[int, int]]
 """`"SAME"` (TensorFlow's, which depends on the size), or (before, after) of height and width."""
+
+Pads = tuple[tuple[int, int], ...]
+"""Of height and width, in pixels."""
 
 fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """He et al. 2015, over what leaves: the start of convolutions without a pretrained value."""
@@ -81,41 +85,53 @@ def convolve(
     """
 
     rest = {"dimension_numbers": _LAYOUT, **rest}
-
-    def by_lax(x: Array, kernel: Array) -> Array:
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
-
-    way = _short_way(x, kernel, strides, padding, rest)
-    if way is None:
-        return by_lax(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=way, default=by_lax)
+    if _is_plain(x, kernel, rest):
+        pads = _pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+        if _is_of_one_pixel(kernel, pads) or _makes_few_pixels(x, kernel, strides, pads):
+            return _short_or_lax(x, kernel, tuple(strides), pads)
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
 
 
-def _short_way(
-    x: Array, kernel: Array, strides: Sequence[int], padding: Padding, rest: dict[str, Any]
-) -> Callable[[Array, Array], Array] | None:
-    """Return how a CPU computes this faster than by the library, None where it does not."""
-    ones = all(set(rest.get(name) or (1,)) == {1} for name in ("lhs_dilation", "rhs_dilation"))
-    plain = rest["dimension_numbers"] == _LAYOUT and rest.get("feature_group_count", 1) == 1
-    if not (plain and ones) or rest.get("precision") is not None:
-        return None
-    if jnp.result_type(x, kernel) != jnp.float32:  # half precision adds up in the library's own way
-        return None
-    rows, columns = kernel.shape[:2]
+def _is_plain(x: Array, kernel: Array, rest: dict[str, Any]) -> bool:
+    """Say whether a product of matrices could stand for it."""
+    if any(set(rest.get(name) or (1,)) != {1} for name in ("lhs_dilation", "rhs_dilation")):
+        return False
+    if rest["dimension_numbers"] != _LAYOUT or rest.get("feature_group_count", 1) != 1:
+        return False
+    # half precision adds up in the library's own way
+    return rest.get("precision") is None and jnp.result_type(x, kernel) == jnp.float32
+
+
+def _is_of_one_pixel(kernel: Array, pads: Pads) -> bool:
+    return kernel.shape[:2] == (1, 1) and all(pad == (0, 0) for pad in pads)
+
+
+def _makes_few_pixels(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> bool:
+    height, width = (
+        (size + sum(pad) - window) // stride + 1
+        for size, pad, window, stride in zip(
+            x.shape[1:3], pads, kernel.shape[:2], strides, strict=True
+        )
+    )
+    return 0 < SMALL * height * width <= x.shape[-1]
+
+
+@partial(jax.jit, static_argnums=(2, 3))  # blocks that look alike are traced once
+def _short_or_lax(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads) -> Array:
     down, right = strides
-    pads = _pads(x.shape[1:3], (rows, columns), strides, padding)
-    if (rows, columns) == (1, 1) and all(pad == (0, 0) for pad in pads):
-        return lambda x, kernel: by_rows(x[:, ::down, ::right], kernel[0, 0])
-    height = (x.shape[1] + sum(pads[0]) - rows) // down + 1
-    width = (x.shape[2] + sum(pads[1]) - columns) // right + 1
-    if not 0 < SMALL * height * width <= x.shape[-1]:
-        return None
+
+    def by_pixels(x: Array, kernel: Array) -> Array:
+        return by_rows(x[:, ::down, ::right], kernel[0, 0])
 
     def by_patches(x: Array, kernel: Array) -> Array:
-        patches = jnp.concatenate(_shifts(x, (rows, columns), strides, pads), -1)
+        patches = jnp.concatenate(_shifts(x, kernel.shape[:2], strides, pads), -1)
         return by_rows(patches, kernel.reshape(patches.shape[-1], -1))
 
-    return by_patches
+    def by_lax(x: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_LAYOUT)
+
+    way = by_pixels if _is_of_one_pixel(kernel, pads) else by_patches
+    return jax.lax.platform_dependent(x, kernel, cpu=way, default=by_lax)
 
 
 class Depthwise(nn.Module):
@@ -155,10 +171,14 @@ def depthwise(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
     >>> depthwise(x, jnp.ones((3, 3, 1, 1)), 2, "SAME")[0, ..., 0].tolist()
     [[8.0, 12.0], [20.0, 24.0]]
     """
-    window = kernel.shape[:2]
-    pads = _pads(x.shape[1:3], window, (stride, stride), padding)
+    pads = _pads(x.shape[1:3], kernel.shape[:2], (stride, stride), padding)
     if jnp.result_type(x) != jnp.float32:  # half precision adds up in the library's own way
         return _by_lax(x, kernel, stride, pads)
+    return _shifts_or_lax(x, kernel, stride, pads)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _shifts_or_lax(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
     return jax.lax.platform_dependent(
         x,
         kernel,
@@ -167,14 +187,14 @@ def depthwise(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
     )
 
 
-def _by_lax(x: Array, kernel: Array, stride: int, pads: list[tuple[int, int]]) -> Array:
+def _by_lax(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )  # fmt: skip
 
 
-def _by_shifts(x: Array, kernel: Array, stride: int, pads: list[tuple[int, int]]) -> Array:
+def _by_shifts(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
     window = kernel.shape[:2]
     total = None
     for place, shifted in enumerate(_shifts(x, window, (stride, stride), pads)):
@@ -202,7 +222,7 @@ def _shifts(
 
 def _pads(
     size: Sequence[int], window: Sequence[int], strides: Sequence[int], padding: Padding
-) -> list[tuple[int, int]]:
-    if not isinstance(padding, str):
-        return list(padding)
-    return jax.lax.padtype_to_pads(size, window, strides, padding)
+) -> Pads:
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(size, window, strides, padding)
+    return tuple((int(before), int(after)) for before, after in padding)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,6 +18,7 @@ from sftjax.models.head import IMAGE_KINDS, Head, check_head
 from sftjax.models.level import at
 from sftjax.models.passage import Final, Passage
 from sftjax.models.segment import Decoder
+from sftjax.models.shapes import Shaped
 from sftjax.models.statistics import statistics_of
 
 
@@ -115,7 +115,7 @@ def _four(stages: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class ImageModel:
+class ImageModel(Shaped):
     """A model of images as pure functions; it holds no weights."""
 
     family: str
@@ -203,14 +203,6 @@ class ImageModel:
         side = self.architecture.image_size if IMAGE_FAMILIES[self.family].patched else 64
         images = jnp.zeros((1, side, side, self.architecture.num_channels))
         return self.module.init(key, images)["params"]
-
-    def shapes(self) -> PyTree:
-        """Return the params as `jax.ShapeDtypeStruct`s; nothing is allocated."""
-        return jax.tree.map(lambda shape: shape, self._shapes)  # a tree of the caller's own
-
-    @cached_property
-    def _shapes(self) -> PyTree:
-        return jax.eval_shape(self.init, jax.random.key(0))
 
     def _inputs(self, batch: Batch) -> tuple[Array, tuple[int, int] | None]:
         images = batch.get("pixel_values")

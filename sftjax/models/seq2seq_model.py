@@ -17,6 +17,7 @@ from sftjax.models.decoding import Decoder, WithSource
 from sftjax.models.embedding import positions
 from sftjax.models.head import Head
 from sftjax.models.seq2seq import LOWEST, Kept, KeysValues, Now, Pair, causal_bias, cross_bias
+from sftjax.models.shapes import Shaped
 
 
 class Family(NamedTuple):
@@ -86,7 +87,7 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Seq2SeqModel:
+class Seq2SeqModel(Shaped):
     """An encoder-decoder as pure functions; it holds no weights."""
 
     family: str
@@ -186,10 +187,6 @@ class Seq2SeqModel:
         ids = jnp.zeros((1, 2), jnp.int32)
         pair = self._pair({"input_ids": ids, "decoder_input_ids": ids})
         return self.module.init(key, pair)["params"]
-
-    def shapes(self) -> PyTree:
-        """Return the params as `jax.ShapeDtypeStruct`s; nothing is allocated."""
-        return jax.eval_shape(self.init, jax.random.key(0))
 
     def _run(self, params: PyTree, *inputs: Any, method: str | None = None) -> Any:
         *given, key = inputs

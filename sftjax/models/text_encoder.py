@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
@@ -17,6 +16,7 @@ from sftjax.models.attention import attention_bias
 from sftjax.models.embedding import positions
 from sftjax.models.encoder import Inputs
 from sftjax.models.head import ENCODER_KINDS, PER_TOKEN, Head, check_head
+from sftjax.models.shapes import Shaped
 from sftjax.models.token_rows import ENTRIES, token_ids
 
 
@@ -44,7 +44,7 @@ ENCODERS: dict[str, Encoding] = {
 
 
 @dataclass(frozen=True)
-class TextEncoder:
+class TextEncoder(Shaped):
     """An encoder of text as pure functions; it holds no weights."""
 
     family: str
@@ -121,10 +121,6 @@ class TextEncoder:
         ids = jnp.zeros((1, min(8, self.max_length)), jnp.int32)
         inputs = Inputs(ids, None, self._positions(ids, None), attention_bias(ids), ids)
         return self.module.init(key, inputs)["params"]
-
-    def shapes(self) -> PyTree:
-        """Return the params as `jax.ShapeDtypeStruct`s; nothing is allocated."""
-        return jax.eval_shape(self.init, jax.random.key(0))
 
     def _positions(self, ids: Array, segments: Array | None) -> Array:
         if ENCODERS[self.family].counts_from_padding:

@@ -33,6 +33,7 @@ from sftjax.recipes.methods import parse
 from sftjax.recipes.prepare import quantized
 from sftjax.recipes.progress import say
 from sftjax.recipes.run_folder import named
+from sftjax.recipes.startup import MEASURING, part
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.talk import answers, greedy
 from sftjax.recipes.training import Tuned
@@ -123,7 +124,8 @@ def chat(job: TuneChat, tell: Callable[[str], None] = say) -> Chatted:
             found |= {f"{when}_reference_{name}": kept[name] for name in ("loss", "perplexity")}
         return found
 
-    metrics = measured(worn.params, "before")
+    with part(MEASURING):
+        metrics = measured(worn.params, "before")
     first = evaluation.rows[: job.samples]
     asked = conversations(tables[1].take(first)) if len(first) else []
     samples = _asked(asked)
@@ -133,8 +135,9 @@ def chat(job: TuneChat, tell: Callable[[str], None] = say) -> Chatted:
     def spoken(plain: PyTree) -> list[str]:
         return [] if write is None else answers(write, decoder, plain, said)
 
-    for row, text in zip(samples, spoken(dequantize_tree(worn.base)), strict=True):
-        row["before"] = text
+    with part(MEASURING):
+        for row, text in zip(samples, spoken(dequantize_tree(worn.base)), strict=True):
+            row["before"] = text
 
     def evaluated(params: PyTree) -> dict[str, float]:
         found = {f"eval_{name}": value for name, value in held(params).items()}

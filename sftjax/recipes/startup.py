@@ -18,6 +18,10 @@ _COMPILING = (
 )
 
 
+MEASURING = "measuring what it could before"
+"""The part of a command that asks the pretrained model first."""
+
+
 class _Clock(NamedTuple):
     began: float
     """`time.monotonic()` of the start of the process."""
@@ -81,6 +85,8 @@ def told() -> str:
     clock = _clocks.pop()
     total = time.monotonic() - clock.began
     parts = {name: clock.parts.get(name, 0.0) for name in ("import", "load", "compile")}
+    if MEASURING in clock.parts:
+        parts[MEASURING] = clock.parts[MEASURING]
     parts["data and the rest"] = max(total - sum(parts.values()), 0.0)
     said = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
     return f"first update after {total:.1f} s: {said}"

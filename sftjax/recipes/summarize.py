@@ -23,6 +23,7 @@ from sftjax.recipes.finetune import finetune
 from sftjax.recipes.home import move_in
 from sftjax.recipes.progress import say
 from sftjax.recipes.seq2seq_parts import encoder_stands, seq2seq_parts
+from sftjax.recipes.startup import MEASURING, part
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.summarize_job import Ready, Summarize, get_ready
 from sftjax.recipes.summarize_report import write_summarized
@@ -94,10 +95,11 @@ def summarize(job: Summarize, tell: Callable[[str], None] = say) -> Summarized:
         None if shown is None else shown.pairs,
         [] if shown is None else list(zip(shown.documents, shown.summaries, strict=True)), tell,
     )  # fmt: skip
-    abilities = Abilities(run.model, plain, run.tokenizer, writer, run.prompts)
-    tell("before training:")
-    scorer.samples(plain)
-    texts_before, before = scorer.measured(plain, run.test)
+    with part(MEASURING):
+        abilities = Abilities(run.model, plain, run.tokenizer, writer, run.prompts)
+        tell("before training:")
+        scorer.samples(plain)
+        texts_before, before = scorer.measured(plain, run.test)
     lead_name, lead = lead_row(run.test, run.train.summaries)
     reached, to_beat = (found.rouge["rougeL"].value for found in (before, lead))
     tell(f"ROUGE-L of the pretrained model {reached:.3f}, {lead_name} {to_beat:.3f}")
