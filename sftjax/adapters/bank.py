@@ -30,7 +30,10 @@ def stack_adapters(adapters: Sequence[PyTree]) -> PyTree:
     for number, adapter in enumerate(adapters):
         leaves = flatten(adapter)
         for path in sorted(first.keys() ^ leaves.keys()):
-            raise ValueError(f"adapters 0 and {number}: only one of them has a leaf {path}")
+            raise ValueError(
+                f"adapters 0 and {number}: only one of them has a leaf {path}; a bank holds "
+                "adapters of one plan"
+            )
         for path, leaf in leaves.items():
             if leaf.shape != first[path].shape:
                 raise ValueError(

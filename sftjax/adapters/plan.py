@@ -98,7 +98,7 @@ def plan_adapter(
         if not chosen:
             raise ValueError(
                 f"layers_to_transform={sorted(layers_to_transform)} leaves none of the targets "
-                f"{targets!r}; the modules' paths hold the numbers of their blocks"
+                f"{targets!r}; give numbers as they stand in the modules' paths (layer/0, layer/1)"
             )
     planned = []
     for path in modules:
@@ -120,8 +120,8 @@ def plan_adapter(
         have = [path.rpartition("/")[2] for path in modules if _join(path, "kernel") in leaves]
         some = ", ".join(list(dict.fromkeys(have))[:8]) or "none with a kernel"
         raise ValueError(
-            f"{kind.name} finds no linear layer to sit beside; name its modules yourself, as "
-            f"convolutions are only taken by name (target_modules, targets=...): there are {some}"
+            f"{kind.name} finds no linear layer to sit beside, and takes convolutions only by "
+            f"name: name modules (target_modules, or --adapter NAME:targets=A|B); there are {some}"
         )
     return Plan(tuple(planned))
 
@@ -195,10 +195,17 @@ def check_adapter(adapter: PyTree, plan: Plan, params: PyTree) -> None:
     given = {path: tuple(leaf.shape) for path, leaf in flatten(adapter).items()}
     for path in sorted(wanted.keys() ^ given.keys()):
         whose = "the plan needs it" if path in wanted else "the plan knows nothing of it"
-        raise ValueError(f"adapter leaf {path}: {whose}; nearest {nearest(path, list(wanted))}")
+        close = ", ".join(nearest(path, list(given if path in wanted else wanted)))
+        raise ValueError(
+            f"adapter leaf {path}: {whose}; nearest: {close}. Use the plan that it was made with "
+            "(kind, rank and targets)"
+        )
     for path, shape in wanted.items():
         if given[path] != shape:
-            raise ValueError(f"adapter leaf {path} has shape {given[path]}, and needs {shape}")
+            raise ValueError(
+                f"adapter leaf {path} has shape {given[path]}, and needs {shape}; use the plan "
+                "that it was made with (kind, rank and targets)"
+            )
 
 
 def shapes_of(plan: Plan, params: PyTree) -> PyTree:

@@ -69,7 +69,10 @@ def prompt_tuning(
         if ids is None:
             taken = jax.random.randint(key, (p,), 0, rows)
         elif max(ids) >= rows:
-            raise ValueError(f"a prompt starts from id {max(ids)}; {site.path} has {rows} rows")
+            raise ValueError(
+                f"a prompt starts from token id {max(ids)}, and {site.path} has the ids 0 to "
+                f"{rows - 1}; give ids of this model's tokenizer"
+            )
         else:
             taken = jnp.array([ids[place % len(ids)] for place in range(p)])
         return {"prompt": jnp.asarray(kernel_of(params)[taken], jnp.float32)}

@@ -177,7 +177,8 @@ def quantize_base(
     }
     if not chosen:
         raise ValueError(
-            f"nothing is quantized: no leaf named is a float matrix of at least {block} columns"
+            f"nothing is quantized: no leaf named is a float matrix of at least {block} columns; "
+            "name larger ones (patterns), or take smaller blocks (block)"
         )
 
     def convert(path: str, leaf: Any) -> Any:

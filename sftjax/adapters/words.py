@@ -86,11 +86,11 @@ def parse_adapter(text: str) -> tuple[Kind, dict[str, Any]]:
                 f"adapter {text!r}: cannot read {part!r}; write {name}:SETTING=VALUE,... with "
                 f"settings {', '.join((*own, *WHERE))}"
             )
-        settings[word] = _where(word, value) if word in WHERE else _value(value)
-    where = {word: settings.pop(word) for word in WHERE if word in settings}
+        settings[word] = value
     try:
-        kind = known.make(**known.says, **settings)
-    except TypeError as error:
+        where = {word: _where(word, settings.pop(word)) for word in WHERE if word in settings}
+        kind = known.make(**known.says, **{word: _value(said) for word, said in settings.items()})
+    except (TypeError, ValueError) as error:
         raise ValueError(f"adapter {text!r}: {error}") from error
     return kind, {"target_modules": known.targets, **where}
 
@@ -116,7 +116,10 @@ def plan_of_words(texts: Sequence[str], params: PyTree, new: Collection[str] = (
         kind, where = parse_adapter(text)
         if isinstance(where["target_modules"], tuple):  # a default, for whatever the model has
             where["target_modules"] = _present(where["target_modules"], params)
-        plan += plan_adapter(params, kind, new=new, **where)
+        try:
+            plan += plan_adapter(params, kind, new=new, **where)
+        except ValueError as error:
+            raise ValueError(f"adapter {text!r}: {error}") from error
     return plan
 
 

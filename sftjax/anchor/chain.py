@@ -54,7 +54,10 @@ def scale_by_rates(rates: PyTree) -> optax.GradientTransformation:
     0.5
     """
     if not flatten(rates):
-        raise ValueError("the tree of rates is empty")
+        raise ValueError(
+            "rates has no leaf; give the rate of each leaf that moves (`select(...).rate`), or "
+            "rates=None for one rate"
+        )
 
     def scale(updates: PyTree, params: PyTree | None) -> PyTree:
         del params

@@ -93,7 +93,10 @@ def strength_of(
     if profile is not None:
         pulls = pulls * _course(profile, num_steps)
     if pulls.sum() == 0.0:
-        raise ValueError("the strength's profile is zero wherever the learning rate is not")
+        raise ValueError(
+            "profile is zero at every update whose learning rate is above 0, so no strength gives "
+            "the dose; let it be above 0 at one of these updates"
+        )
     strength = dose / float(pulls.sum())
     _refuse_overshoot(
         strength * pulls, rates, f"dose {dose} over {num_steps} updates", "lower the dose"
@@ -272,14 +275,20 @@ def _rates(learning_rate: Rate, num_steps: int) -> np.ndarray:
         raise ValueError(f"num_steps is {num_steps}; a dose needs a run of at least one update")
     rates = _values(learning_rate, num_steps)
     if not np.all(np.isfinite(rates)) or rates.min() < 0 or rates.sum() == 0:
-        raise ValueError("the learning rate must be finite, never negative, and not always zero")
+        raise ValueError(
+            f"the learning rate lies between {rates.min():g} and {rates.max():g} in {num_steps} "
+            "updates; it must be finite, never negative, and not always zero"
+        )
     return rates
 
 
 def _course(strength: Rate, num_steps: int) -> np.ndarray:
     values = _values(strength, num_steps)
     if not np.all(np.isfinite(values)) or values.min() < 0:
-        raise ValueError("a strength is finite and never negative, at every update")
+        raise ValueError(
+            f"the strength lies between {values.min():g} and {values.max():g} in {num_steps} "
+            "updates; it must be finite and never negative"
+        )
     return values
 
 

@@ -164,7 +164,10 @@ def _split(params: PyTree, anchored: PyTree) -> tuple[PyTree, PyTree]:
     moving, frozen = partition(params, mask)
     leaves = flatten(moving)
     if not leaves:
-        raise ValueError("no leaf is anchored: there is nothing to take the Fisher of")
+        raise ValueError(
+            "no leaf is anchored: there is nothing to take the Fisher of; give "
+            "anchor_of(params, trainable) of a selection that moves a pretrained leaf"
+        )
     for path, leaf in leaves.items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(f"{path} has dtype {leaf.dtype}, which has no gradient; leave it out")
@@ -194,12 +197,18 @@ def _cut(columns: Batch, counts: Array, keys: Array, chunk: int) -> tuple[Batch,
 def _counts(number: int, batch: Batch, columns: Batch, labels: Labels) -> np.ndarray:
     """Return what counts, (B,) or (B, T), after a look at the batch's labels."""
     if not columns:
-        raise ValueError(f"batch {number} has no column")
+        raise ValueError(
+            f"batch {number} has no column beside `index` and `valid`, so logits_fn has nothing to "
+            "read"
+        )
     rows = np.shape(next(iter(columns.values())))[0]
     valid = batch.get("valid")
     counts = np.ones(rows, np.float32) if valid is None else np.asarray(valid, np.float32)
     if counts.ndim not in (1, 2) or counts.shape[0] != rows:
-        raise ValueError(f"batch {number} has {rows} rows and `valid` of shape {counts.shape}")
+        raise ValueError(
+            f"batch {number} has {rows} rows and `valid` of shape {counts.shape}; expected "
+            f"({rows},), or ({rows}, T) for tokens"
+        )
     if labels == "given":
         if "labels" not in batch:
             raise ValueError(f"batch {number} has no column `labels`, which labels='given' reads")
@@ -210,7 +219,10 @@ def _counts(number: int, batch: Batch, columns: Batch, labels: Labels) -> np.nda
                 f"needs integers {counts.shape}"
             )
         if np.any((given < 0) & (counts > 0)):
-            raise ValueError(f"batch {number} has a negative label that counts; `valid` must be 0")
+            raise ValueError(
+                f"batch {number} has a negative label that counts; set `valid` to 0 where there is "
+                "no label"
+            )
     return counts
 
 

@@ -194,7 +194,7 @@ def load_importance(
 def _scale_below(cap: float, mean: Callable[[float], float], wide: PyTree, size: int) -> float:
     """Find the scale at which the capped mean is 1: it grows with the scale, so halve a bracket."""
     if not cap > 1.0:
-        raise ValueError(f"cap is {cap}; below 1 no importance has a mean of 1")
+        raise ValueError(f"cap is {cap}; it must be above 1, the mean that the importance gets")
     nonzero = sum(int(jnp.sum(leaf > 0)) for leaf in jax.tree.leaves(wide))
     if nonzero * cap <= size:
         raise ValueError(

@@ -239,7 +239,10 @@ def check_alike(first: PyTree, other: PyTree, *, same: bool = False) -> None:
             )
         x, y = ours[path], theirs[path]
         if same and (x is None) != (y is None):
-            raise ValueError(f"only one of two trees to be merged has a leaf at {path!r}")
+            raise ValueError(
+                f"only one of two trees to be merged has a leaf at {path!r}, the other a hole; "
+                "merge runs of one selection"
+            )
         if x is not None and y is not None and x.shape != y.shape:
             raise ValueError(
                 f"{path!r} has shape {x.shape} in one tree and {y.shape} in the other; leave out "

@@ -92,7 +92,10 @@ def _array(name: str, data: bytes) -> np.ndarray:
         raise ValueError(f"the array {name!r} is of version {version}")
     shape, fortran, dtype = _HEADERS[version](file)
     if dtype.hasobject:
-        raise ValueError(f"{name!r} holds objects, which are pickles")
+        raise ValueError(
+            f"{name!r} holds Python objects, which are pickles and never opened here; save it "
+            "again as numbers"
+        )
     place = file.tell()
     if math.prod(shape) * dtype.itemsize != len(data) - place or min(shape, default=0) < 0:
         raise ValueError(
@@ -104,6 +107,6 @@ def _array(name: str, data: bytes) -> np.ndarray:
 
 def _broken(path: pathlib.Path, reason: object) -> ValueError:
     return ValueError(
-        f"{path} is not a whole archive of plain arrays ({reason}). Download or copy it again, and "
-        "compare its size and sha256 with the source's"
+        f"{path} is not a whole archive of plain arrays ({reason}). If it was cut short or "
+        "damaged, download or copy it again, and compare its size and sha256 with the source's"
     )

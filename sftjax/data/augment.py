@@ -193,12 +193,19 @@ def parsed_word(word: str) -> tuple[str, tuple[float, ...]]:
     if defaults is None:
         raise ValueError(f"augmentation {word!r} is none of {', '.join([*ONE, *MIXES])}")
     if len(given) > len(defaults):
-        raise ValueError(f"augmentation {word!r}: {name} takes {len(defaults)} numbers at most")
+        most = "one number" if len(defaults) == 1 else f"{len(defaults)} numbers"
+        raise ValueError(
+            f"augmentation {word!r}: {name} takes {most} at most and {len(given)} are given; leave "
+            "the last out"
+        )
     try:
         numbers = [float(number) for number in given]
     except ValueError as error:
-        raise ValueError(f"augmentation {word!r}: what follows a colon is a number") from error
+        usual = ":".join(f"{number:g}" for number in defaults)
+        raise ValueError(
+            f"augmentation {word!r}: what follows a colon must be a number, as in {name}:{usual}"
+        ) from error
     if any(number < 0 for number in numbers):
-        raise ValueError(f"augmentation {word!r}: numbers are not negative")
+        raise ValueError(f"augmentation {word!r}: its numbers must not be negative")
     filled = (*numbers, *defaults[len(numbers) :])
     return name, (int(filled[0]), filled[1]) if name == "randaugment" else filled

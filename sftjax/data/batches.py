@@ -49,13 +49,18 @@ class Batches:
         if not rows:
             raise ValueError("there are no rows to make batches of")
         if self.batch_size < 1 or self.seed < 0:
-            raise ValueError(f"{self.batch_size=} must be positive and {self.seed=} not negative")
+            raise ValueError(
+                f"batch_size={self.batch_size} must be positive and seed={self.seed} not negative"
+            )
         if self.labels is not None and self.encoded.token_labels is not None:
             raise ValueError(
-                "the encoded rows have labels of tokens; give no labels of rows beside"
+                "the encoded rows have a label for each token (encode_words) already; leave out "
+                "labels, which has one for each row"
             )
         if self.labels is not None and len(self.labels) != rows:
-            raise ValueError(f"{rows} rows and {len(self.labels)} labels")
+            raise ValueError(
+                f"there are {rows} rows and {len(self.labels)} labels; give one label for each row"
+            )
         longest = int(self.encoded.lengths.max())
         if longest > self.padded_lengths[-1]:
             row = int(self.encoded.lengths.argmax())

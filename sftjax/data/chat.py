@@ -215,9 +215,10 @@ def check_vocabulary(chat: Chat, table: Table, vocab_size: int) -> None:
     if len(beyond):
         rows = np.unique(np.searchsorted(chat.offsets, beyond, side="right") - 1)
         raise ValueError(
-            f"{table.locate(chat.rows[rows])}: token {int(chat.ids.max())} and the model knows "
-            f"{vocab_size} words. The tokenizer is another model's, or has added tokens: resize "
-            "the model's words, or use its own tokenizer"
+            f"{table.locate(chat.rows[rows])}: the tokenizer gives token id {int(chat.ids.max())}, "
+            f"and the model's vocabulary has {vocab_size} tokens (ids from 0). The tokenizer is "
+            "another model's, or has added tokens: use the model's own, or enlarge the vocabulary "
+            "first (hub.grow_words)"
         )
 
 
@@ -233,7 +234,7 @@ def _encode(
         text, spans, stops = _plain(conversation, stop, learn, end_of_turn)
     elif template is None or not template.source:
         raise ValueError(
-            "a conversation, and the model has no chat template. Give it one "
+            "the row is a conversation, and the model has no chat template. Give it one "
             "(chat_template.jinja in its folder), or make the rows prompt and completion texts"
         )
     else:
@@ -255,8 +256,8 @@ def _plain(
     text = conversation.text or ""
     if not conversation.prompt and learn != "all":
         raise ValueError(
-            f"plain text has no {learn} part; learn='all' learns all of it, or split it into "
-            "prompt and completion"
+            f"plain text has no {learn} part; learn all of it with learn='all' (of `sftjax chat`: "
+            "--no-assistant-only-loss), or split it into the columns prompt and completion"
         )
     end = len(text)
     text = text if not stop or text.endswith(stop) else text + stop
@@ -274,22 +275,26 @@ def _spans(
     if learn != "assistant" and any("train" in message for message in messages):
         raise ValueError(
             f"messages say with `train` which of them are learned, and learn={learn!r} does not "
-            "go by messages; use learn='assistant', or remove the fields"
+            "go by messages; use learn='assistant' (of `sftjax chat`: --assistant-only-loss "
+            "without --completion-only-loss), or remove the fields"
         )
     if learn == "all":
         return template.text(messages, conversation.tools), [], []
     if learn == "completion" and not given:
         raise ValueError(
-            "messages without a prompt beside them have no completion; learn='assistant' learns "
-            "the assistant's turns"
+            "a row of messages has no completion, since no prompt stands beside them; write the "
+            "columns prompt and completion, or learn the assistant's turns: learn='assistant' (of "
+            "`sftjax chat`: leave out --completion-only-loss)"
         )
     begin, text = 0, template.text(messages, conversation.tools)
     if given:
         prompt = template.prompt(conversation)
         if not text.startswith(prompt):
             raise ValueError(
-                "what the template writes for the prompt is no prefix of what it writes for prompt "
-                "and completion, so that it is not known where the completion begins"
+                "what the chat template writes for the prompt is no prefix of what it writes for "
+                "prompt and completion, so that it is not known where the completion begins; mend "
+                "the template, or write the row as messages and put {% generation %} ... "
+                "{% endgeneration %} around the assistant's turns in the template"
             )
         begin = len(prompt)
     if learn == "completion" and end_of_turn == "turn":

@@ -127,7 +127,8 @@ def _sharegpt(row: Mapping[str, Any]) -> Conversation:
             )
         more = {name: value for name, value in turn.items() if name not in ("from", "value")}
         messages.append({"role": _SPEAKERS[speaker], "content": turn.get("value"), **more})
-    return Conversation(_checked([*_system(row), *messages], "conversations"), tools=_tools(row))
+    found = (*_system(row), *_checked(messages, "conversations"))
+    return Conversation(found, tools=_tools(row))
 
 
 def _prompt_completion(row: Mapping[str, Any]) -> Conversation:
@@ -137,7 +138,10 @@ def _prompt_completion(row: Mapping[str, Any]) -> Conversation:
             raise ValueError("the completion is empty; there is nothing to learn")
         return Conversation(text=prompt + completion, prompt=prompt)
     if isinstance(prompt, str) or isinstance(completion, str):
-        raise ValueError("of prompt and completion one is text and one is not; make both the same")
+        raise ValueError(
+            f"column 'prompt' holds a {type(prompt).__name__} and 'completion' a "
+            f"{type(completion).__name__}; make both the same: both text, or both lists of messages"
+        )
     given = _checked(prompt, "prompt")
     return Conversation((*given, *_checked(completion, "completion")), len(given), _tools(row))
 
@@ -145,12 +149,12 @@ def _prompt_completion(row: Mapping[str, Any]) -> Conversation:
 def _alpaca(row: Mapping[str, Any]) -> Conversation:
     context = row.get("input")
     question = row["instruction"] if is_missing(context) else f"{row['instruction']}\n\n{context}"
-    turns = [
+    turns = (
         *_system(row),
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": row["output"]},
-    ]
-    return Conversation(_checked(turns, "the row"), tools=_tools(row))
+        *_checked([{"role": "user", "content": question}], "column 'instruction'"),
+        *_checked([{"role": "assistant", "content": row["output"]}], "column 'output'"),
+    )
+    return Conversation(turns, tools=_tools(row))
 
 
 def _text(row: Mapping[str, Any]) -> Conversation:
@@ -168,9 +172,11 @@ FORMATS = {
 }
 
 
-def _system(row: Mapping[str, Any]) -> list[Message]:
+def _system(row: Mapping[str, Any]) -> tuple[Message, ...]:
     said = row.get("system")
-    return [] if is_missing(said) else [{"role": "system", "content": said}]
+    if is_missing(said):
+        return ()
+    return _checked([{"role": "system", "content": said}], "column 'system'")
 
 
 def _tools(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -192,13 +198,19 @@ def _tools(row: Mapping[str, Any]) -> tuple[Any, ...]:
 def _checked(messages: Any, what: str) -> tuple[Message, ...]:
     """Return messages with text as content, after looking at each."""
     if not isinstance(messages, Sequence) or isinstance(messages, str):
-        raise ValueError(f"{what} holds a {type(messages).__name__}, not a list of messages")
+        raise ValueError(
+            f"{what} holds a {type(messages).__name__}, not a list of messages: "
+            'write [{"role": "user", "content": "..."}, ...] (as JSON lines or Parquet)'
+        )
     if not messages:
-        raise ValueError(f"{what} holds no messages")
+        raise ValueError(f"{what} holds no messages; fill in or remove the row")
     found = []
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping) or "role" not in message:
-            raise ValueError(f"message {number} of {what} is {message!r}; it has no role")
+            raise ValueError(
+                f"message {number} of {what} has no role: it is {message!r}; write "
+                '{"role": "user", "content": "..."}'
+            )
         role = message["role"]
         if role not in ROLES:
             raise ValueError(
@@ -229,5 +241,5 @@ def _content(content: Any, number: int, what: str) -> str:
             return "".join(texts)
     raise ValueError(
         f"message {number} of {what} has a content that is not text ({type(content).__name__}); "
-        "pictures and sounds are not read here"
+        "pictures and sounds are not read here: make it text, or remove the row"
     )

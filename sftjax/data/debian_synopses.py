@@ -78,9 +78,9 @@ def fetch_index(work: pathlib.Path) -> tuple[str, str]:
     """
     if shutil.which("apt-get") is None or not _HELPER.is_file():
         raise RuntimeError(
-            f"{NAME} is read from Debian's package index by apt, and this machine has none. Run it "
-            "on Debian or Ubuntu (a container will do), or copy the folder "
-            f"{NAME}-{_FORMAT} from such a machine's cache into {cache_folder()}."
+            f"could not fetch {NAME}: it is read from Debian's package index by apt, and this "
+            "machine has none. Run it on Debian or Ubuntu (a container will do), or copy the "
+            f"folder {NAME}-{_FORMAT} from such a machine's cache into {cache_folder()}."
         )
     lists, archives = work / "lists", work / "cache"
     (lists / "partial").mkdir(parents=True)
@@ -90,8 +90,9 @@ def fetch_index(work: pathlib.Path) -> tuple[str, str]:
     found = [sorted(map(str, lists.glob(name))) for name in ("*Packages*", "*Translation-en*")]
     if not all(found):
         raise RuntimeError(
-            f"apt brought no package index or no English descriptions for {NAME}: look at "
-            "/etc/apt/sources.list; `apt-get update -o Acquire::Languages=en` must fetch both"
+            f"could not fetch {NAME}: apt brought no package index or no English descriptions. "
+            "Look at /etc/apt/sources.list; `apt-get update -o Acquire::Languages=en` must fetch "
+            "both"
         )
     packages, descriptions = (_run([str(_HELPER), "cat-file", *files]) for files in found)
     return packages, descriptions
@@ -205,7 +206,7 @@ def _run(command: Sequence[str]) -> str:
     if done.returncode:
         said = done.stderr.decode("utf8", "replace").strip().splitlines() or ["nothing"]
         raise RuntimeError(
-            f"{' '.join(command[:2])} failed for {NAME} and said {said[0]!r}; is there a network, "
-            "and does /etc/apt/sources.list name a mirror?"
+            f"could not fetch {NAME}: {' '.join(command[:2])} failed and said {said[0]!r}. Is "
+            "there a network, and does /etc/apt/sources.list name a mirror?"
         )
     return done.stdout.decode("utf8", "replace")

@@ -69,7 +69,10 @@ def decoders(processes: int = 0, threads: int | None = None) -> Generator[Decode
     (1, 4, 4, 3)
     """
     if processes < 0:
-        raise ValueError(f"--dataloader-num-workers {processes}: 0 is threads, 1 or more processes")
+        raise ValueError(
+            f"{processes} processes cannot decode pictures (--dataloader-num-workers): 0 is "
+            "threads, 1 or more is that many processes"
+        )
     if processes:
         spawn = multiprocessing.get_context("spawn")
         pool, count = ProcessPoolExecutor(processes, mp_context=spawn), processes

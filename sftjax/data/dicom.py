@@ -61,7 +61,13 @@ def read_dicom(path: str | Path, window: Window | None = None) -> np.ndarray:
             return values
         return np.round(values / float(2**data.BitsStored - 1) * 255).astype(np.uint8)
     values = _rescaled(values, data)
-    unit = _windowed(values, window or _window(data), str(getattr(data, "VOILUTFunction", "")))
+    window = window or _window(data)
+    if window is not None and window[1] < 1:
+        raise UnreadableImage(
+            f"{path}: its window (centre {window[0]:g}, width {window[1]:g}) is narrower than 1, "
+            "which DICOM forbids; mend WindowWidth in the file, or give read_dicom a `window`"
+        )
+    unit = _windowed(values, window, str(getattr(data, "VOILUTFunction", "")))
     if kind == "MONOCHROME1":
         unit = 1 - unit
     return np.round(unit * 65535).astype(np.uint16)
@@ -95,7 +101,8 @@ def read_series(folder: str | Path, series: str | None = None) -> Volume:
         raise UnreadableImage(f"{folder} holds no DICOM file")
     if series is None and len(found) > 1:
         raise UnreadableImage(
-            f"{folder} holds {len(found)} series; choose one of {', '.join(found)}"
+            f"{folder} holds {len(found)} series; choose one of {', '.join(found)} (`series` of "
+            "read_series), or give each a folder of its own"
         )
     if series is not None and series not in found:
         raise UnreadableImage(f"{folder} has no series {series}; it has {', '.join(found)}")
@@ -110,7 +117,10 @@ def read_series(folder: str | Path, series: str | None = None) -> Volume:
     values = [_rescaled(_pixels(*planes[i]), planes[i][0]) for i in order]
     if len({plane.shape for plane in values}) > 1 or values[0].ndim != 2:
         shapes = ", ".join(sorted({str(plane.shape) for plane in values}))
-        raise UnreadableImage(f"{folder}: the planes are no stack, their shapes are {shapes}")
+        raise UnreadableImage(
+            f"{folder}: its planes do not make one volume, their shapes are {shapes}; keep only "
+            "the grey planes of one size in the folder"
+        )
     first = planes[order[0]][0]
     gap = float(getattr(first, "SliceThickness", None) or 1.0)
     if positioned and len(order) > 1:
@@ -121,7 +131,8 @@ def read_series(folder: str | Path, series: str | None = None) -> Volume:
             where = planes[order[int(odd[0]) if len(odd) else 0]][1].name
             raise UnreadableImage(
                 f"{folder}: planes are {gaps.min():g} to {gaps.max():g} mm apart, first after "
-                f"{where}; one is missing or there twice"
+                f"{where}; one is missing or there twice: copy the series again, or remove the "
+                "second"
             )
     down, across = (float(v) for v in getattr(first, "PixelSpacing", (1.0, 1.0)))
     return Volume(np.stack(values).astype(np.float32), (gap, down, across), str(folder))
@@ -180,8 +191,6 @@ def _windowed(values: np.ndarray, window: Window | None, function: str) -> np.nd
         low, high = float(values.min()), float(values.max())
         return (values - low) / max(high - low, np.finfo(np.float32).tiny)
     centre, width = window
-    if width < 1:
-        raise UnreadableImage(f"a window of width {width:g}; DICOM's are 1 or wider")
     if function == "SIGMOID":
         return 1 / (1 + np.exp(-4 * (values - centre) / width))
     if function == "LINEAR_EXACT":

@@ -34,7 +34,8 @@ def read_file(path: Path, split: str | None = None) -> Table:
     ending = path.suffix.lower()
     if ending not in READERS:
         raise ValueError(
-            f"{path}: cannot tell the format from {ending!r}; it reads {', '.join(READERS)}"
+            f"{path}: the ending {ending!r} is of no format that is read here "
+            f"({', '.join(READERS)}); convert the file to one of these, or rename it if it is one"
         )
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes); was it written to the end?")
@@ -83,11 +84,16 @@ def _delimited(path: Path, **dialect: Any) -> dict[str, list[Any]]:
             if row:
                 rows.append(row)
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+        raise ValueError(
+            f"{path}, line {reader.line_num}: {error}. Is a quote opened before it and never "
+            "closed?"
+        ) from error
     finally:
         csv.field_size_limit(limit)
     if len(set(header)) < len(header):
-        raise ValueError(f"{path}: two columns have the same name in {', '.join(header)}")
+        raise ValueError(
+            f"{path}: two columns have the same name in {', '.join(header)}; rename one"
+        )
     if not rows:
         raise ValueError(f"{path} holds a header ({', '.join(header)}) and no rows")
     return {

@@ -48,7 +48,10 @@ def read_idx(path: str | Path) -> np.ndarray:
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{path} is a damaged gzip file: {error}") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_TYPES:
-        raise ValueError(f"{path} is no IDX file (it starts with {content[:4]!r})")
+        raise ValueError(
+            f"{path} is not an IDX file: it starts with {content[:4]!r}. Give the file as MNIST "
+            "has it, such as train-images-idx3-ubyte or train-images-idx3-ubyte.gz"
+        )
     axes = content[3]
     shape = tuple(np.frombuffer(content, ">i4", axes, 4)) if len(content) >= 4 + 4 * axes else ()
     dtype = np.dtype(_IDX_TYPES[content[2]])

@@ -158,7 +158,7 @@ def _renamed(table: Table, image: str | None) -> Table:
     if column is None:
         raise ValueError(
             f"{table.name}: none of the columns {', '.join(table.columns)} is one of "
-            f"{', '.join(PATH_COLUMNS)}; name the column of images"
+            f"{', '.join(PATH_COLUMNS)}; name the column of images (--image)"
         )
     columns = {"image": table[column]}
     columns |= {name: values for name, values in table.columns.items() if name != column}
@@ -173,7 +173,10 @@ def _manifest(path: Path, split: str | None, image: str | None, split_column: st
     else:
         missing = [row for row, value in enumerate(references) if is_missing(value)]
         if missing:
-            raise ValueError(f"{table.locate(missing)}: no image is named there; name one")
+            raise ValueError(
+                f"{table.locate(missing)}: no image is named there; name its file, or remove the "
+                "row"
+            )
         cells = [str(path.parent / str(value).strip()) for value in references]
         absent = [row for row, cell in enumerate(cells) if not Path(cell).is_file()]
         if absent:
@@ -187,7 +190,7 @@ def _manifest(path: Path, split: str | None, image: str | None, split_column: st
     if split_column not in table.columns:
         raise ValueError(
             f"{path} has no column {split_column!r}, so it has no split {split!r}; its columns are "
-            f"{', '.join(table.columns)}"
+            f"{', '.join(table.columns)}. Add the column, or read the whole file and hold rows out"
         )
     values = [str(value) for value in table[split_column]]
     chosen = _named_split(path, split, tuple(dict.fromkeys(values)))
@@ -217,7 +220,8 @@ def _folder(root: Path, split: str | None) -> Table:
         if split is not None:
             raise ValueError(
                 f"{root} has no split {split!r}: its folders are classes ({', '.join(names[:8])}). "
-                "Read it whole and hold rows out, or put a folder a split above the classes."
+                "Read it whole and hold rows out, or sort the classes into a folder for each split "
+                "(train/cat/*.png, test/cat/*.png)."
             )
     if len(names) < 1:
         raise ValueError(

@@ -141,9 +141,14 @@ class ImageBatches:
     def __post_init__(self) -> None:
         """Refuse what could not make batches, before the first step."""
         if self.batch_size < 1 or self.seed < 0:
-            raise ValueError(f"{self.batch_size=} must be positive and {self.seed=} not negative")
+            raise ValueError(
+                f"batch_size={self.batch_size} must be positive and seed={self.seed} not negative"
+            )
         if self.labels is not None and len(self.labels) != len(self):
-            raise ValueError(f"{len(self)} images and {len(self.labels)} labels")
+            raise ValueError(
+                f"there are {len(self)} images and {len(self.labels)} labels; give one label for "
+                "each image"
+            )
 
     def __len__(self) -> int:
         """Return the number of rows."""

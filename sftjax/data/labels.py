@@ -87,7 +87,10 @@ def multi_label(
         hot = np.stack([_zero_one(table, name) for name in columns], 1)
         names = tuple(labels) if labels else tuple(columns)
         if len(names) != len(columns):
-            raise ValueError(f"{len(columns)} columns of labels and {len(names)} names for them")
+            raise ValueError(
+                f"{len(columns)} columns of labels ({', '.join(columns)}) and {len(names)} names "
+                f"for them in labels ({', '.join(names)}); give one name for each column, in order"
+            )
     else:
         rows = _lists(table, column, separator)
         flat = [value for row in rows for value in row]
@@ -98,7 +101,12 @@ def multi_label(
         hot[where, _ids(table, column, names, flat, where)] = 1
     unused = [names[i] for i in np.flatnonzero(~hot.any(0))]
     if labels is None and (unused or not names):
-        raise ValueError(f"{table.name}: no row has the label {', '.join(unused) or 'of any kind'}")
+        what = f"the label {', '.join(unused)}" if unused else "a label"
+        where = column if isinstance(column, str) else ", ".join(column)
+        raise ValueError(
+            f"{table.name}: no row has {what} (column {where}). Is it the right column? A label "
+            "that no row has cannot be learned: leave it out, or give rows with it."
+        )
     return Labels(hot, names, "multi_label_classification")
 
 

@@ -152,10 +152,10 @@ def refuse_leaks(
         if len(of_kind) > 20:
             lines.append(f"  and {len(of_kind) - 20} more")
     raise ValueError(
-        f"the splits share {', '.join(counts)}: what is measured on the one is known from the "
-        "other. "
-        "Split again by group (split_table(..., group=...)), remove one of each pair, or "
-        "name a column whose values are the same for both as the group:\n" + "\n".join(lines)
+        f"the splits share {', '.join(counts)}: what is measured on one was seen in the other, so "
+        "the score would be too good. Split again by a column whose values must not cross, such as "
+        "the patient (--group; split_table(..., group=...)), or remove one of each pair:\n"
+        + "\n".join(lines)
     )
 
 

@@ -68,7 +68,10 @@ def read_masked(
     cells = table[mask]
     missing = [row for row, value in enumerate(cells) if is_missing(value)]
     if missing:
-        raise ValueError(f"{table.locate(missing)}: no mask is named there; name one")
+        raise ValueError(
+            f"{table.locate(missing)}: no mask is named there (column {mask!r} is empty); name the "
+            "mask's file, or remove the row"
+        )
     # Paths are relative to the manifest, as those of pictures are.
     folder = Path(table.name).parent
     paths = [str(folder / str(cell).strip()) for cell in cells]
@@ -172,7 +175,10 @@ def load_masks(
     if wrong:
         more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
         listed = "\n  ".join(wrong[:20])
-        raise ValueError(f"{table.name}: {len(wrong)} masks cannot be used:\n  {listed}{more}")
+        raise ValueError(
+            f"{table.name}: {len(wrong)} of {len(table)} masks cannot be used. Replace them, or "
+            f"remove their rows:\n  {listed}{more}"
+        )
     present = [int(v) for v in np.unique(np.concatenate(kinds)) if v != ignore]
     values = tuple(seen) or _values(table, present, names)
     beyond = [value for value in present if value not in values]
@@ -261,11 +267,16 @@ def _paired(home: Path) -> Table:
             if path.suffix.lower() in IMAGE_ENDINGS and path.name[0] != "."
         }
     alone = sorted(set(files["images"]) ^ set(files["masks"]))
-    if alone or not files["images"]:
+    if not files["images"] and not alone:
+        raise ValueError(
+            f"{home}: its folders images/ and masks/ hold no pictures (files that end in "
+            f"{', '.join(IMAGE_ENDINGS)}); put each picture into images/ and its mask, under the "
+            "same name, into masks/"
+        )
+    if alone:
         raise ValueError(
             f"{home}: {len(alone)} of the pictures and masks have no partner of the same name, "
-            f"such as {', '.join(alone[:5]) or 'any at all'}; give each picture of images/ its "
-            "mask in masks/"
+            f"such as {', '.join(alone[:5])}; give each picture of images/ its mask in masks/"
         )
     stems = list(files["images"])
     columns: dict[str, Any] = {
@@ -290,9 +301,11 @@ def _planes(table: Table, plane: str, every: int) -> Table:
         own.setdefault("group", str(reference))
         pairs = [(reference, own["mask"])]
         if is_deep:
-            if read_volume(reference).values.shape != read_volume(own["mask"]).values.shape:
+            has, expected = (read_volume(r).values.shape for r in (own["mask"], reference))
+            if has != expected:
                 raise ValueError(
-                    f"{table.locate([row])}: {own['mask']} is of another size than {reference}"
+                    f"{table.locate([row])}: {own['mask']} is of another size than {reference}, "
+                    f"{has} and not {expected}; resample the mask onto the volume's grid"
                 )
             cut = slices(reference, plane, every=every)
             pairs = [(each, each._replace(path=str(own["mask"]))) for each in cut]

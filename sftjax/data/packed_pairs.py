@@ -42,8 +42,9 @@ class PackedPairs:
         """Refuse pairs that fit no row."""
         if not len(self.pairs) or self.batch_size < 1 or self.seed < 0:
             raise ValueError(
-                f"{len(self.pairs)} pairs, {self.batch_size=}, {self.seed=}: packing needs pairs, "
-                "a positive batch size and a seed that is not negative"
+                f"there are {len(self.pairs)} pairs, batch_size={self.batch_size} and "
+                f"seed={self.seed}; packing needs at least one pair, a positive batch_size and a "
+                "seed that is not negative"
             )
         for name, side, most in (
             ("source", self.pairs.source, self.source_length),

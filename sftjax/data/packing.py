@@ -64,7 +64,8 @@ class ChatBatches:
         """Refuse what could not make batches, before the first step."""
         if self.batch_size < 1 or self.seed < 0 or self.length < 0:
             raise ValueError(
-                f"{self.batch_size=} must be positive, {self.seed=} and {self.length=} not negative"
+                f"batch_size={self.batch_size} must be positive, seed={self.seed} and "
+                f"length={self.length} not negative (length=0 takes the data's max_length)"
             )
         longest = int(self.chat.lengths.max())
         if self.packing and longest > self.row_length:

@@ -54,7 +54,9 @@ class PairBatches:
         if not len(self.pairs):
             raise ValueError("there are no rows to make batches of")
         if self.batch_size < 1 or self.seed < 0:
-            raise ValueError(f"{self.batch_size=} must be positive and {self.seed=} not negative")
+            raise ValueError(
+                f"batch_size={self.batch_size} must be positive and seed={self.seed} not negative"
+            )
         for name, side, lengths in (
             ("source", self.pairs.source, self._sources),
             ("target", self.pairs.target, self._targets),

@@ -58,7 +58,10 @@ class Pairs:
     def __post_init__(self) -> None:
         """Refuse what could not be trained on."""
         if len(self.source) != len(self.target):
-            raise ValueError(f"{len(self.source)} sources and {len(self.target)} targets")
+            raise ValueError(
+                f"there are {len(self.source)} sources and {len(self.target)} targets; each source "
+                "needs one target"
+            )
         if self.weights is not None and self.weights.shape != self.target.ids.shape:
             raise ValueError(
                 f"weights have shape {self.weights.shape}; the targets have "
@@ -224,7 +227,8 @@ def _encode(
         )
     if most <= before + after:
         raise ValueError(
-            f"{length_option} {most} leaves no room beside {before + after} special tokens"
+            f"{length_option} {most} leaves no room beside {before + after} special tokens; raise "
+            "it"
         )
     long = [i for i, row in enumerate(ids) if len(row) > most]
     if long and policy == "error":

@@ -233,7 +233,10 @@ def _of_timm(config: Mapping[str, Any], where: str) -> Processor:
     _, height, width = config.get("input_size", (3, 224, 224))
     share = float(config.get("crop_pct") or 1.0)
     if config.get("crop_mode", "center") not in ("center", "squash"):
-        raise ValueError(f"{where}: crop_mode {config['crop_mode']!r} is not known here")
+        raise ValueError(
+            f"{where}: crop_mode {config['crop_mode']!r} is not known here (center and squash "
+            "are); give a Processor(...)"
+        )
     squash = config.get("crop_mode") == "squash"
     return Processor(
         resize=(int(height / share), int(width / share)) if squash else None,
@@ -257,13 +260,19 @@ def _edges(size: Any, where: str) -> tuple[int, int] | int | None:
         return int(size["height"]), int(size["width"])
     if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
         return int(size["shortest_edge"])
-    raise ValueError(f"{where}: cannot follow the size {size!r}; give a Processor(...)")
+    raise ValueError(
+        f"{where}: the size {size!r} is not understood (a number, height and width, or "
+        "shortest_edge are); give a Processor(...)"
+    )
 
 
 def _interpolation(value: Any, where: str) -> str:
     name = INTERPOLATIONS[value] if isinstance(value, int) and 0 <= value < 6 else value
     if name not in INTERPOLATIONS:
-        raise ValueError(f"{where}: interpolation {value!r} is none of {', '.join(INTERPOLATIONS)}")
+        raise ValueError(
+            f"{where}: interpolation {value!r} is none of {', '.join(INTERPOLATIONS)}; give a "
+            "Processor(...)"
+        )
     return name
 
 

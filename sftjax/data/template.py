@@ -135,7 +135,8 @@ class ChatTemplate:
         for number, message in enumerate(messages, 1):
             if _OPEN in message["content"] or _CLOSE in message["content"]:
                 raise ValueError(
-                    f"message {number} holds U+FDD0 or U+FDD1, which are no characters"
+                    f"message {number} holds U+FDD0 or U+FDD1, which Unicode keeps from being "
+                    "characters; remove them from the text"
                 )
         try:
             return _compiled(self.source).render(

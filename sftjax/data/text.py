@@ -90,8 +90,9 @@ def encode(
             for i, keep in zip(long, _kept(tokenizer, heads, tails, max_length), strict=True):
                 if keep[-1] != len(ids[i]) - 1:
                     raise ValueError(
-                        f"{table.locate([i])}: this tokenizer splits the text otherwise inside a "
-                        "pair than alone, so it cannot be cut here; shorten the text"
+                        f"{table.locate([i])}: too long, and this tokenizer splits the text "
+                        "differently in a pair than alone, so it cannot be cut here; shorten the "
+                        "text or raise max_length"
                     )
                 ids[i], types[i] = [ids[i][k] for k in keep], [types[i][k] for k in keep]
         return _pack(tokenizer, ids, types, max_length, len(long), lost)
@@ -188,7 +189,9 @@ def _kept(
     frame = _frame(tokenizer, second is not None)
     room = max_length - sum(frame)
     if room < (1 if second is None else 2):
-        raise ValueError(f"max_length={max_length} leaves no room beside {sum(frame)} specials")
+        raise ValueError(
+            f"max_length={max_length} leaves no room beside {sum(frame)} special tokens; raise it"
+        )
     alone = frame.before + frame.after
     sizes = [len(ids) - alone for ids, *_ in tokenizer.encode(first)]
     others = [0] * len(sizes)
@@ -244,7 +247,10 @@ def _words(table: Table, column: str) -> list[list[str]]:
         if not row or not all(isinstance(word, str) and word for word in row)
     ]
     if wrong:
-        raise ValueError(f"{table.locate(wrong)}: column {column!r} holds no list of words there")
+        raise ValueError(
+            f"{table.locate(wrong)}: column {column!r} holds no list of words there (empty, or "
+            "something that is not text). Fill in or remove the row."
+        )
     return [row for row in rows if row is not None]
 
 

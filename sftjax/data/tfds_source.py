@@ -22,7 +22,9 @@ def read_name(name: str, split: str | None = None, data_dir: str | Path | None =
     """
     builder, fixed = builder_of(name, data_dir)
     if split and fixed and split != fixed:
-        raise ValueError(f"tfds:{name} names the split {fixed!r}, and {split!r} was asked for")
+        raise ValueError(
+            f"tfds:{name} names the split {fixed!r}, and {split!r} was asked for; leave one out"
+        )
     return read_builder(builder, split or fixed)
 
 

@@ -102,7 +102,9 @@ def _objects(path: Path) -> list[tuple[str, tuple[int, int, int, int], tuple[int
     try:
         root = ElementTree.parse(path).getroot()
     except (OSError, ElementTree.ParseError) as error:
-        raise ValueError(f"{path} is not to be read as XML: {error}") from error
+        raise ValueError(
+            f"{path} cannot be read as XML: {error}. Copy it again, or take it out of the set."
+        ) from error
     size = (_number(root, "size/width", path), _number(root, "size/height", path))
     return [
         (

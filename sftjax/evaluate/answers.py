@@ -126,8 +126,8 @@ def choice_rows(
             ids = backend.encode(question + answer).ids
             if not 0 < own < len(ids):
                 raise ValueError(
-                    f"row {number}: the question has {own} tokens and with the choice {answer!r} "
-                    f"{len(ids)}; both must have some"
+                    f"row {number}: the question alone has {own} tokens, and {len(ids)} with the "
+                    f"choice {answer!r}; the question and the choice each need one or more"
                 )
             if len(ids) > max_length:
                 raise ValueError(

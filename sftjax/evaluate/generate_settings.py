@@ -92,7 +92,7 @@ def settings_of(fields: Mapping[str, Any], **changes: Any) -> GenerationSettings
       changes: fields that take precedence over them, under the same names.
 
     Raises:
-      ValueError: if a field asks for what is not built here, or has a value that cannot be.
+      ValueError: if a field asks for what is not supported, or has a value that cannot be.
 
     >>> settings_of({"eos_token_id": 1, "bad_words_ids": [[7]]}, num_beams=2)._replace(
     ...     pad_token_id=0
@@ -109,13 +109,13 @@ def settings_of(fields: Mapping[str, Any], **changes: Any) -> GenerationSettings
     for name, harmless in NEUTRAL.items():
         if asked.get(name) not in harmless:
             raise ValueError(
-                f"generation setting {name}={asked[name]!r} is not built here (only "
+                f"generation setting {name}={asked[name]!r} is not supported (only "
                 f"{harmless[0]!r}); set it so in generation_config.json to go on without it"
             )
     words = asked.get("bad_words_ids") or ()
     if any(len(word) != 1 for word in words):
         raise ValueError(
-            "bad_words_ids with words of several tokens are not built here; keep those of one token"
+            "bad_words_ids with words of several tokens are not supported; keep those of one token"
         )
     new: dict[str, Any] = {
         name: asked[name] for name in GenerationSettings._fields if asked.get(name) is not None
@@ -185,7 +185,7 @@ def checked(settings: GenerationSettings) -> GenerationSettings:
         raise ValueError(f"num_beams={s.num_beams} must be at least 1")
     if s.do_sample and s.num_beams > 1:
         raise ValueError(
-            f"do_sample with num_beams={s.num_beams} is not built here; sample with num_beams=1, "
+            f"do_sample with num_beams={s.num_beams} is not supported; sample with num_beams=1, "
             "or search beams without sampling"
         )
     if s.early_stopping not in (True, False, "never"):
@@ -202,7 +202,9 @@ def checked(settings: GenerationSettings) -> GenerationSettings:
     if not 0 <= s.min_p <= 1:
         raise ValueError(f"min_p={s.min_p} must be in [0, 1]")
     if s.top_k < 0 or s.no_repeat_ngram_size < 0:
-        raise ValueError("top_k and no_repeat_ngram_size cannot be negative")
+        raise ValueError(
+            f"top_k={s.top_k} and no_repeat_ngram_size={s.no_repeat_ngram_size} cannot be negative"
+        )
     for name in ("max_new_tokens", "max_length"):
         value = getattr(s, name)
         if value is not None and value < 1:

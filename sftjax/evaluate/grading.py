@@ -69,7 +69,10 @@ def dice_per_class(
     """
     found, true = np.asarray(predictions), np.asarray(labels)
     if found.shape != true.shape:
-        raise ValueError(f"predictions are {found.shape}, labels {true.shape}; pass a pixel each")
+        raise ValueError(
+            f"predictions are {found.shape}, labels {true.shape}; pass one predicted class for "
+            "each pixel of the labels"
+        )
     counts = confusion_matrix(found[true != ignore], true[true != ignore], num_classes)
     total = (counts.sum(0) + counts.sum(1)).astype(np.float64)
     return 2 * np.diagonal(counts) / np.where(total > 0, total, np.nan)

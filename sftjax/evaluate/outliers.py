@@ -87,7 +87,9 @@ def knn_score(state: Neighbours, features: Array, k: int = 10, *, normalize: boo
     [0.0]
     """
     if not 1 <= k <= len(state.features):
-        raise ValueError(f"k is {k}; there are {len(state.features)} known rows")
+        raise ValueError(
+            f"k is {k}, and there are {len(state.features)} known rows; choose a k from 1 to that"
+        )
     values = features.astype(jnp.float32)
     squared = squared_distances(_unit(values) if normalize else values, state.features)
     return jnp.sqrt(-jax.lax.top_k(-squared, k)[0][:, -1])

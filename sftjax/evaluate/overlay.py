@@ -44,7 +44,10 @@ def overlays(
     """
     shown, heat = np.asarray(pictures), np.asarray(maps, np.float64)
     if len(shown) != len(heat) or not len(shown):
-        raise ValueError(f"{len(shown)} pictures and {len(heat)} maps; give one of each, or more")
+        raise ValueError(
+            f"{len(shown)} pictures and {len(heat)} maps; give one map for each picture, and one "
+            "picture or more"
+        )
     if shown.dtype.kind == "u":
         shown = shown / np.iinfo(shown.dtype).max
     shown = np.clip(shown, 0, 1)

@@ -220,7 +220,10 @@ def domains(
     rows = list(dict.fromkeys(domain for run in runs for domain in results[run]))
     levels = {interval.level for run in runs for interval in results[run].values()}
     if len(levels) != 1:
-        raise ValueError(f"the intervals have {len(levels)} levels; one picture shows one level")
+        raise ValueError(
+            f"the intervals have the levels {sorted(levels)}, and one picture shows one; make all "
+            "of them at one level (bootstrap's `level`)"
+        )
     lane = 0.7 / len(runs)
     drawing = figure(7.2, 1.7 + len(rows) * max(0.4, 0.2 * len(runs)))
     axis = drawing.subplots()

@@ -78,5 +78,8 @@ def as_grid(values: Array, size: tuple[int, int] | None = None) -> Array:
     side = round(patches**0.5)
     height, width = (side, side) if size is None else size
     if height * width != patches:
-        raise ValueError(f"{patches} patches are no {height} x {width} grid; give the size")
+        raise ValueError(
+            f"{patches} patches are no {height} x {width} grid; give the size, (height, width) in "
+            f"patches, whose product is {patches}"
+        )
     return values.reshape(len(values), height, width)

@@ -103,10 +103,16 @@ def config_of_gguf(file: GgufFile) -> dict[str, Any]:
             "SmolLM2, Mistral) is read here. Take the model's safetensors instead."
         )
     if "token_embd.weight" not in file:
-        raise ValueError(f"{file.path} has no tensor token_embd.weight; it holds no whole model")
+        raise ValueError(
+            f"{file.path} has no tensor token_embd.weight, so it holds no whole model (one part of "
+            "several, or an adapter?). Take the model in one file, or its safetensors instead."
+        )
     scaling = meta.get("llama.rope.scaling.type", "none")
     if scaling not in ("none", "linear"):
-        raise ValueError(f"{file.path}: rope scaling {scaling!r} of a GGUF file is not read here")
+        raise ValueError(
+            f"{file.path}: rope scaling {scaling!r} of a GGUF file is not read here (only linear "
+            "is). Take the model's safetensors instead."
+        )
     heads = meta["llama.attention.head_count"]
     config = {
         "architectures": ["LlamaForCausalLM"],

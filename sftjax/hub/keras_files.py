@@ -65,8 +65,8 @@ def read_keras_file(path: pathlib.Path) -> dict[str, np.ndarray]:
             layers = dict(_layers(file))
     except (OSError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{path} is not a whole HDF5 file of Keras ({error}). Download or copy it again, and "
-            "compare its size and sha256 with the source's"
+            f"{path} is not a whole HDF5 file of Keras ({error}). If it was cut short or damaged, "
+            "download or copy it again, and compare its size and sha256 with the source's"
         ) from error
     if "block1_conv1" in layers:
         return _vgg(path, layers)

@@ -87,8 +87,8 @@ def load(
     """
     if quantize is not None and sharding is not None:
         raise ValueError(
-            "a leaf in few bits is packed as a whole and cannot be laid out over devices while it "
-            "is read; leave out quantize or sharding"
+            "quantize and sharding cannot be combined: a quantized matrix is packed as a whole and "
+            "cannot be laid out over devices while it is read; leave one of them out"
         )
     file = pathlib.Path(name_or_folder).expanduser()
     alone = file.is_file() and file.suffix != ".gguf"  # which is turned into a folder first
@@ -100,7 +100,10 @@ def load(
     chosen = choose_head(described, head, labels, problem_type)
     weights = weights or open_weights(folder)
     described = settled(described, weights.tensors)
-    model = build(described, chosen, dtype=dtype)
+    try:
+        model = build(described, chosen, dtype=dtype)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(name_or_folder)}: {error}") from error
     labels_given = isinstance(head, Head) or bool(labels)
     matched = match(model, weights, labels_given=labels_given, ignore=ignore)
     report = LoadReport(
@@ -200,7 +203,7 @@ def _keeper(
         )
     name, _, double = how.partition("-")
     if name not in ("nf4", "int8") or double not in ("", "double"):
-        raise ValueError(f"quantize={how!r}; known: nf4, nf4-double, int8, int8-double")
+        raise ValueError(f"quantize is {how!r}; it is one of nf4, nf4-double, int8, int8-double")
 
     def keep(path: str, values: np.ndarray) -> Any:
         if fits(path, values):

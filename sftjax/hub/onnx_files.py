@@ -49,8 +49,9 @@ def read_onnx_file(path: pathlib.Path) -> dict[str, np.ndarray]:
                 nodes.append(_node(value))
     except (ValueError, IndexError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path} is not a whole ONNX graph with its weights inside ({error}). Download or copy "
-            "it again, and compare its size and sha256 with the source's"
+            f"{path} is not a whole ONNX graph with its weights inside ({error}). If it was cut "
+            "short or damaged, download or copy it again, and compare its size and sha256 with the "
+            "source's"
         ) from error
     for node in nodes:
         if node.operation == "MatMul" and len(node.inputs) == 2 and node.inputs[1] in tensors:
@@ -103,7 +104,10 @@ def _tensor(data: memoryview) -> tuple[str, np.ndarray]:
         elif field == 9:
             raw = value
         elif field == 13:
-            raise ValueError(f"the tensor {name} lies in another file")
+            raise ValueError(
+                f"the tensor {name} lies in another file; onnx.save(onnx.load(old), new) writes "
+                "all into one"
+            )
     if kind not in _DTYPES:  # strings, small integers: constants of the graph, no weights
         return name, np.zeros(0, np.int8)
     content = raw if raw is not None else floats if floats is not None else b""

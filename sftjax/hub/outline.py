@@ -62,7 +62,10 @@ def outline(
     chosen = choose_head(config, head, labels, problem_type)
     if tensors:  # a head beside the word table counts as its own: nobody compares their values
         config = settled(config, {name: number for number, name in enumerate(tensors)})
-    model = build(config, chosen, dtype=dtype)
+    try:
+        model = build(config, chosen, dtype=dtype)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(name_or_folder)}: {error}") from error
     labels_given = isinstance(head, Head) or bool(labels)
     if tensors:
         new = match(model, _hollow(folder, tensors), labels_given=labels_given).new

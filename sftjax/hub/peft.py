@@ -16,7 +16,7 @@ import numpy as np
 
 from sftjax.adapters import Plan, Planned, attach, check_adapter, merge_adapter
 from sftjax.adapters.kind import tree_at
-from sftjax.core import PyTree, flatten, map_with_path, redact, unflatten
+from sftjax.core import PyTree, flatten, map_with_path, nearest, redact, unflatten
 from sftjax.hub.config import BARE
 from sftjax.hub.families import WEIGHT_MAPS
 from sftjax.hub.names import place, place_all
@@ -265,7 +265,10 @@ def _whole(
     table = WEIGHT_MAPS[model.family]
     for path in trained:
         if path not in leaves:
-            raise ValueError(f"trained: the base has no leaf {path}")
+            raise ValueError(
+                f"`trained` names {path!r}, and the base has no such leaf (nearest: "
+                f"{', '.join(nearest(path, list(leaves)))}); name leaves of the base by their paths"
+            )
     prefixes = _saved_whole(model, plan, trained)
     tensors: dict[str, np.ndarray] = {}
     for prefix in prefixes:

@@ -303,7 +303,10 @@ def _keras_vgg(shapes: Shapes) -> Recognised:
     }
     each = zip(config["hidden_sizes"], config["depths"], strict=True)
     if widths != [width for width, depth in each for _ in range(depth)]:
-        raise ValueError(f"{len(widths)} convolutions of widths {widths} are no VGG 16 or 19")
+        raise ValueError(
+            f"the weights hold {len(widths)} convolutions of widths {widths}, and neither VGG 16 "
+            "nor VGG 19 of keras.applications has these; take one of the two"
+        )
     if dense:
         flat = shapes["vgg.dense.fc1_.kernel"][0]
         config["pooled_size"] = math.isqrt(flat // widths[-1])

@@ -110,8 +110,9 @@ def read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
         except (ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, OSError,
                 RuntimeError, zipfile.BadZipFile, OverflowError) as error:  # fmt: skip
             raise ValueError(
-                f"{path} is not a whole torch checkpoint ({error}). Download or copy it again, and "
-                "compare its size and sha256 with the source's"
+                f"{path} is not a whole torch checkpoint ({error}). If it was cut short or "
+                "damaged, download or copy it again, and compare its size and sha256 with the "
+                "source's"
             ) from error
 
 
@@ -136,7 +137,10 @@ def _read_zip(path: pathlib.Path) -> tuple[Any, Callable[[_Storage], np.ndarray]
         raise ValueError(f"the archive holds {len(pickles)} entries data.pkl, and not one")
     root = pickles[0].removesuffix("data.pkl")
     if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
-        raise ValueError("an entry of the archive is compressed; torch stores them as they are")
+        raise ValueError(
+            "an entry of the archive is compressed, which torch never does; open it with torch and "
+            "save it again with torch.save"
+        )
     if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
         raise ValueError("its numbers are big-endian; save it on a little-endian machine")
     content = _run(io.BytesIO(archive.read(pickles[0])))

@@ -43,8 +43,18 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False, None),
     "pruned_heads": ({}, [], None),
     "quantization_config": ({}, None),
+    "partial_rotary_factor": (1.0, None),
 }
 """Fields that change the computation in ways not built here, with the values that do not."""
+
+NUMBERS = (
+    "activation_dropout", "attention_dropout", "attention_probs_dropout_prob", "attn_pdrop",
+    "classifier_dropout", "dropout", "dropout_rate", "embd_pdrop", "hidden_dropout_prob",
+    "resid_pdrop", "seq_classif_dropout", "layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps",
+    "initializer_factor", "initializer_range", "rope_theta", "rope_local_base_freq",
+    "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "pad_token_id",
+)  # fmt: skip
+"""Fields that are numbers wherever they are given."""
 
 
 def require(config: Mapping[str, Any], names: tuple[str, ...]) -> None:
@@ -72,6 +82,10 @@ def require(config: Mapping[str, Any], names: tuple[str, ...]) -> None:
         value = config[name]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"config field {name} must be a positive integer, not {value!r}")
+    for name in NUMBERS:
+        value = config.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ValueError(f"config field {name} must be a number, not {value!r}")
     for name, harmless in REFUSED.items():
         if config.get(name) not in harmless:
             raise ValueError(
@@ -101,7 +115,10 @@ def check(architecture: Architecture) -> Architecture:
     for name in ("hidden_dropout", "attention_dropout", "classifier_dropout"):
         rate = getattr(a, name)
         if not 0.0 <= rate < 1.0:
-            raise ValueError(f"the config's {name} must be in [0, 1), not {rate!r}")
+            raise ValueError(
+                f"the config's {name} must be in [0, 1), not {rate!r} (some families spell it "
+                "hidden_dropout_prob, attention_probs_dropout_prob or dropout)"
+            )
     if not (a.layer_norm_eps >= 0 and math.isfinite(a.layer_norm_eps)):
         raise ValueError(f"layer_norm_eps must be a number >= 0, not {a.layer_norm_eps!r}")
     if a.pad_token_id is not None and not 0 <= a.pad_token_id < a.vocab_size:

@@ -95,7 +95,10 @@ def architecture(config: Mapping[str, Any]) -> BartArchitecture:
     require({**config, "is_encoder_decoder": None}, SIZES)
     for name in ("encoder_attention_heads", "decoder_attention_heads"):
         if config["d_model"] % config[name]:
-            raise ValueError(f"{name} {config[name]} do not divide the width {config['d_model']}")
+            raise ValueError(
+                f"the config's d_model {config['d_model']} is not a multiple of {name} "
+                f"{config[name]}; take the config.json that belongs to the weights"
+            )
     activation = given(config, "activation_function", "gelu")
     if activation not in ACTIVATIONS:
         raise ValueError(

@@ -47,7 +47,8 @@ class BatchNorm(nn.Module):
         if count < 2:
             raise ValueError(
                 f"{'/'.join(self.path)} sees one value of each channel (shape {x.shape}), which has"
-                " no variance: use larger batches or images, or hold its statistics still"
+                " no variance: use larger batches or images, or freeze its statistics "
+                "(statistics_policy; --statistics frozen)"
             )
         x = x.astype(jnp.float32)
         mean = x.mean(axes)

@@ -170,6 +170,16 @@ READ = {
 """`model_type` of a config -> its reader. All raise ValueError as `check_causal` does."""
 
 
+_SPELLED = {
+    "norm_eps": "rms_norm_eps (or layer_norm_epsilon)",
+    "head_dim": "head_dim",
+    "scale": "scale of attention (query_pre_attn_scalar)",
+    "attention_softcap": "attn_logit_softcapping",
+    "logit_softcap": "final_logit_softcapping",
+}
+"""Our name of a number that must be above 0 -> its field of a config.json."""
+
+
 def check_causal(a: CausalArchitecture) -> CausalArchitecture:
     """Return an architecture whose numbers fit together.
 
@@ -190,12 +200,15 @@ def check_causal(a: CausalArchitecture) -> CausalArchitecture:
         raise ValueError(
             f"pad_token_id {a.pad_token_id} lies outside the vocabulary of {a.vocab_size} tokens"
         )
-    for name in ("norm_eps", "head_dim", "scale", "attention_softcap", "logit_softcap"):
+    for name, spelled in _SPELLED.items():
         value = getattr(a, name)
         if value is not None and not value > 0:
-            raise ValueError(f"the config's {name} must be above 0, not {value!r}")
-    if any(window is not None and window < 1 for window in a.windows):
-        raise ValueError(f"a sliding window must hold at least one token, not {a.windows}")
+            raise ValueError(f"the config's {spelled} must be above 0, not {value!r}")
+    if small := [window for window in a.windows if window is not None and window < 1]:
+        raise ValueError(
+            f"the config's sliding_window must hold at least one token, not {small[0]}; set it to "
+            "null for no window"
+        )
     return a
 
 

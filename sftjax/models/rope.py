@@ -70,11 +70,15 @@ def read_rope(fields: Mapping[str, Any], width: int, longest: int, base: float) 
         )
     if fields.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(
-            f"partial_rotary_factor={fields['partial_rotary_factor']} in the config is not "
-            "supported (only 1.0): part of each head would be turned that was not in pretraining"
+            f"the config's partial_rotary_factor {fields['partial_rotary_factor']} is not "
+            "supported (only 1.0): in pretraining a part of each head had no positions, and here "
+            "it would; choose a checkpoint without it"
         )
     if width % 2:
-        raise ValueError(f"rotary positions turn pairs, and the head's width is {width}")
+        raise ValueError(
+            f"rotary positions turn pairs, and the head's width is {width}; the config's head_dim "
+            "(or hidden_size / num_attention_heads) must be even"
+        )
     if kind == "default":
         return Rope(kind, width, base)
     factor = fields.get("factor")
@@ -82,7 +86,10 @@ def read_rope(fields: Mapping[str, Any], width: int, longest: int, base: float) 
     if factor is None and kind == "yarn":
         factor = longest / original
     if factor is None:
-        raise ValueError(f"rope_type {kind!r} in the config needs a factor")
+        raise ValueError(
+            f"rope_type {kind!r} in the config needs a factor; add the field `factor` to its "
+            "rope_scaling (or rope_parameters)"
+        )
     if kind == "linear":
         return Rope(kind, width, base, float(factor))
     if kind == "dynamic":

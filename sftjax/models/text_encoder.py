@@ -153,7 +153,8 @@ def build_encoder(config: Mapping[str, Any], head: Head, dtype: DTypeLike) -> Te
     if family.counts_from_padding:
         if architecture.pad_token_id is None:
             raise ValueError(
-                f"a {name} counts positions from its pad_token_id; the config has none"
+                f"a {name} counts positions from its pad_token_id, and the config has none; add "
+                "the field to config.json (1 for RoBERTa's tokenizer)"
             )
         longest -= architecture.pad_token_id + 1
     module = family.module(architecture, head, jnp.dtype(dtype))

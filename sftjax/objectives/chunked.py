@@ -139,7 +139,10 @@ def weighted_sum(
         )
         return jnp.sum(weights * each(stats)), jax.lax.stop_gradient(stats)
     if sharded is not None:
-        raise ValueError("a vocabulary that is cut over devices goes by='vocabulary'")
+        raise ValueError(
+            f"by={by!r} needs whole words, and a vocabulary that is cut over devices (sharded) "
+            "goes by='vocabulary'; give that, or leave by at 'auto'"
+        )
     held = SLICE_OF_TOKENS if chunk is None else chunk * len(hidden)
     slices = -(-len(hidden) // max(1, held // len(words)))
     chunk = -(-len(hidden) // slices)  # all alike, so that the last has little to do again

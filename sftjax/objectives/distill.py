@@ -220,7 +220,9 @@ def with_outputs(
     def shared(params: PyTree, model_state: PyTree, batch: Batch, key: Array | None):
         columns = outputs(params, batch, key if dropout else None)
         if clash := sorted(columns.keys() & batch.keys()):
-            raise ValueError(f"the batch has a column {clash[0]!r} already; name the output else")
+            raise ValueError(
+                f"the batch has a column {clash[0]!r} already; give the output another name"
+            )
         return objective(params, model_state, {**batch, **columns}, key)
 
     return shared

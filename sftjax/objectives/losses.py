@@ -49,7 +49,10 @@ def cross_entropy(
     num_classes = logits.shape[-1]
     weights = jnp.ones(num_classes) if class_weights is None else jnp.asarray(class_weights)
     if weights.shape != (num_classes,):
-        raise ValueError(f"class_weights has shape {weights.shape}; the logits have {num_classes}")
+        raise ValueError(
+            f"class_weights has shape {weights.shape}, and the logits have {num_classes} classes; "
+            "give one weight for each class"
+        )
     if labels.ndim == logits.ndim:
         counts = _counts(valid, log_p[..., 0])
         share = labels.astype(jnp.float32) * weights

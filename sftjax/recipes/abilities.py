@@ -102,7 +102,10 @@ class Abilities:
         ids = [list(found[0]) for found in tokenizer.encode(self.prompts)]
         long = [i for i, row in enumerate(ids) if len(row) > longest]
         if long:
-            raise ValueError(f"{prompts.locate(long)}: a prompt has at most {longest} tokens")
+            raise ValueError(
+                f"{prompts.locate(long)}: up to {max(map(len, ids))} tokens, and a prompt has at "
+                f"most {longest}; shorten these prompts, or leave them out"
+            )
         self._source = pack(ids, pad_id=tokenizer.pad_id, max_length=longest)
         start = model.decoder_start_token_id
         asked = Pairs(self._source, pack([[start]] * len(ids), pad_id=start, max_length=1), start)

@@ -141,7 +141,10 @@ def load_adapted(
     config = json.loads((path / (OURS if ours else PEFTS)).read_text("utf8"))
     where = base or config.get("base" if ours else "base_model_name_or_path")
     if not where:
-        raise ValueError(f"{folder} does not say which base it is for; give --base")
+        raise ValueError(
+            f"{folder} does not say which base model it was trained on; give it with --base (a "
+            "folder, a name on the Hub, or asset:NAME)"
+        )
     head = head_of(folder)
     if head is None:
         raise ValueError(
@@ -162,7 +165,8 @@ def load_adapted(
     if config["base_sha256"] != report.sha256:
         raise ValueError(
             f"{folder} was trained on weights with sha256 {config['base_sha256'][:12]}..., and "
-            f"{where} has {report.sha256[:12]}...; an adapter fits its own base alone"
+            f"{where} has {report.sha256[:12]}...; an adapter fits its own base alone, so give "
+            "that one with --base"
         )
     plan = plan_of_words(config["adapter"], params, config["new"])
     joined = _joined(path / TENSORS, plan, params)

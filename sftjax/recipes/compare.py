@@ -136,7 +136,8 @@ def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = say) -> l
         )
     contenders = {text: contender_of(text, job.training) for text in job.methods}
     if len(contenders) < len(job.methods):
-        raise ValueError(f"a method stands twice in --methods {' '.join(job.methods)}")
+        twice = next(text for text in job.methods if job.methods.count(text) > 1)
+        raise ValueError(f"--methods: {twice!r} stands twice; name each method once")
     names = labels_of(data.train, job.columns, job.columns.labels, least=2).names
     ways = {quantized(each.training) for each in contenders.values()}
     if len(ways) > 1:
@@ -280,13 +281,17 @@ def draw(table: Table, label: str, rows: int, seed: int) -> Table:
     labels = np.asarray([str(value) for value in table[label]])
     names = np.unique(labels)
     if rows % len(names):
-        raise ValueError(f"--rows {rows} cannot be shared alike by {len(names)} classes")
+        raise ValueError(
+            f"--rows {rows} cannot be shared alike by {len(names)} classes; ask for a multiple of "
+            f"{len(names)}"
+        )
     each, chosen = rows // len(names), []
     for number, name in enumerate(names):
         mine = np.flatnonzero(labels == name)
         if len(mine) < each:
             raise ValueError(
-                f"--rows {rows} asks for {each} rows of class {name!r}, and there are {len(mine)}"
+                f"--rows {rows} asks for {each} rows of class {name!r}, and {table.name} has "
+                f"{len(mine)}; ask for fewer, or leave the class out"
             )
         chosen.append(np.random.default_rng([seed, number]).choice(mine, each, replace=False))
     return table.take(np.sort(np.concatenate(chosen)))

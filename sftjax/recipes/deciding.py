@@ -70,7 +70,8 @@ def decide(
     if training.strength is not None:
         if name not in STRONG:
             raise ValueError(
-                f"--strength is the pull of {' and '.join(STRONG)}; anchor {name!r} takes a dose"
+                f"--strength is the pull of {' and '.join(STRONG)}, and the anchor is {name!r}; "
+                f"use --anchor {STRONG[0]}, or leave --strength {training.strength:g} out"
             )
         dose = 1.0 if training.strength else 0.0  # stands for "some" until the strength is used
     if training.importance_weight != 1.0 and name != "ewc":
@@ -133,9 +134,10 @@ def _beside(training: Training, name: str, fresh: bool, parts: Parts) -> str:
         )
     if fresh and METHODS[name].holds and name not in ("features", "logits"):
         raise ValueError(
-            f"anchor {name!r} holds weights or an adapter whose change of them has a distance, "
-            f"and here neither moves (--adapter {' '.join(training.adapter)}); hold what the model "
-            "says (--anchor features), or nothing (--anchor none)"
+            f"anchor {name!r} holds trained weights near their pretrained values, and with "
+            f"--adapter {' '.join(training.adapter)} no pretrained weight moves, nor has the "
+            "adapter's change a distance from them; hold what the model says (--anchor features), "
+            "or nothing (--anchor none)"
         )
     return name
 

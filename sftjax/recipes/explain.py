@@ -4,7 +4,13 @@ import re
 
 from jax.errors import JaxRuntimeError
 
-_SETTING = re.compile(r"\b([a-z]+(?:_[a-z]+)*)=(?=[\[('\"\w])")
+_OPTIONS = (
+    "end_of_turn", "labels", "max_length", "max_new_tokens", "min_p", "num_beams", "on_long",
+    "on_nan", "on_problem", "repetition_penalty", "temperature", "top_p",
+)  # fmt: skip
+"""Settings of functions that are options of a command, under the same name and with one meaning."""
+
+_SETTING = re.compile(rf"\b({'|'.join(_OPTIONS)})=(?=[\[('\"\w])")
 
 
 def explained(error: Exception) -> str | None:

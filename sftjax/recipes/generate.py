@@ -75,7 +75,9 @@ def generate_text(job: Generate, tell: Callable[[str], None] = say) -> list[str]
         model, report = found.model, found.report
         params = merge_adapter(found.params["base"], found.params["adapter"], found.plan)
     elif job.base is not None:
-        raise ValueError(f"--base is of an adapter, and {job.model} is none; leave it out")
+        raise ValueError(
+            f"--base {job.base}: {job.model} is a whole model and no adapter; leave --base out"
+        )
     else:
         model, params, report = load_writer(job.model)
     tokenizer = load_tokenizer(report.folder)
@@ -90,9 +92,10 @@ def generate_text(job: Generate, tell: Callable[[str], None] = say) -> list[str]
     most = min(job.max_source_length, model.max_length or job.max_source_length)
     long = [i for i, row in enumerate(ids) if len(row) > most]
     if long:
+        or_raise = "" if most < job.max_source_length else ", or raise --max-source-length"
         raise ValueError(
             f"{rows.locate(long)}: up to {max(map(len, ids))} tokens, and at most {most} are "
-            "allowed; shorten the text or raise --max-source-length"
+            f"allowed; shorten the text{or_raise}"
         )
     start = model.decoder_start_token_id
     source = pack(ids, pad_id=tokenizer.pad_id, max_length=most)

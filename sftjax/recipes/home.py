@@ -131,8 +131,8 @@ def rebuilt(kind: Any, found: Any) -> Any:
         names = {field.name for field in dataclasses.fields(kind)}
         if unknown := sorted(found.keys() - names):
             raise ValueError(
-                f"{', '.join(unknown)}: no settings of this version; replay with the version of "
-                "sftjax that made the run"
+                f"this version of sftjax has no setting {', '.join(unknown)}; replay with the "
+                "version that made the run"
             )
         return typing.cast(Any, kind)(**{n: rebuilt(hints[n], v) for n, v in found.items()})
     if origin is tuple:

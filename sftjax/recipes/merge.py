@@ -174,7 +174,10 @@ def _task(head: Head) -> Any:
     if head.kind == "token":
         return "token"
     if head.kind != "sequence":
-        raise ValueError(f"--data evaluates labelled rows, and the models have a {head.kind} head")
+        raise ValueError(
+            f"--data measures models that classify texts or tokens, and these have a {head.kind} "
+            "head; leave --data out"
+        )
     return next(task for task, problem in PROBLEM_TYPES.items() if problem == head.problem_type)
 
 

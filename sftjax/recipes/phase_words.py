@@ -44,7 +44,10 @@ def phases_of_words(
     claimed = sum(share for *_, share in named if share is not None)
     waiting = sum(share is None for *_, share in named)
     if claimed > 1 + 1e-9 or (waiting and claimed >= 1):
-        raise ValueError(f"--phases {' '.join(words)}: the shares add up to {claimed:g}, over 1")
+        over = "over 1" if claimed > 1 + 1e-9 else "and leave nothing for the phases without one"
+        raise ValueError(
+            f"--phases {' '.join(words)}: the shares add up to {claimed:g}, {over}; lower them"
+        )
     even = (1 - claimed) / waiting if waiting else 0.0
     ends, total = [], 0.0
     for *_, share in named:
@@ -53,8 +56,8 @@ def phases_of_words(
     steps = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
     if min(steps, default=0) < 1:
         raise ValueError(
-            f"--phases {' '.join(words)}: {num_steps} updates do not go round; train longer or "
-            "name fewer phases"
+            f"--phases {' '.join(words)}: {num_steps} updates do not go round, as a phase would "
+            "have none; train longer (--max-steps, --num-train-epochs) or name fewer phases"
         )
     return [(name, each, made) for (name, each, _), made in zip(named, steps, strict=True)]
 

@@ -30,7 +30,7 @@ from sftjax.recipes.chat_job import TuneChat
 from sftjax.recipes.chat_parts import chat_parts, check_head, not_on_the_head
 from sftjax.recipes.deciding import decide
 from sftjax.recipes.finetune import begin
-from sftjax.recipes.methods import Parts
+from sftjax.recipes.methods import METHODS, Parts, parse
 from sftjax.recipes.named_models import folder_of
 from sftjax.recipes.plan_table import (
     device_memory,
@@ -123,7 +123,15 @@ def plan(job: Plan, tell: Callable[[str], None] = say) -> Planned:
 def _plan(job: Plan, mesh: Mesh | None, tell: Callable[[str], None]) -> Planned:
     training = job.training
     if training.phases:
-        raise ValueError("--phases are several runs after another; plan the one that moves most")
+        raise ValueError(
+            f"--phases {' '.join(training.phases)}: plan takes one phase at a time; leave --phases "
+            "out, and give --train the rules of the phase that trains most"
+        )
+    if METHODS[parse(training.anchor)[0]].holds_out:
+        raise ValueError(
+            f"--anchor {training.anchor} learns from held-out rows after the last update, and plan "
+            "reads no rows; plan with --anchor none, whose updates are the same"
+        )
     room = (parse_bytes(job.memory), "--memory") if job.memory else device_memory()
     where = folder_of(job.model)
     model, params, new = _outline(where, job)
@@ -141,8 +149,8 @@ def _plan(job: Plan, mesh: Mesh | None, tell: Callable[[str], None]) -> Planned:
     method = averaging(decision.method, training.average, steps, moving, fresh)
     if method.importance is not None and method.weigh is None:
         raise ValueError(
-            f"--anchor {training.anchor} moves scalars that only the data decide; plan it without "
-            "(it takes no less)"
+            f"--anchor {training.anchor} moves scalars that only the data decide, and plan reads "
+            "none; plan with --anchor none, and expect the run to take no less"
         )
     state, fixed = jax.eval_shape(
         lambda params, anchor: begin(params, decision.selection, method, training, anchor),
@@ -207,7 +215,10 @@ def _outline(where: str, job: Plan):
     elif not isinstance(model, (CausalModel, Seq2SeqModel)):
         raise ValueError(f"{job.model} is a {model.family}; plan knows models of text")
     if not isinstance(model, CausalModel) and (job.remat != "none" or job.base_kl):
-        raise ValueError(f"--remat and --base-kl are of decoders, and {job.model} is none")
+        raise ValueError(
+            f"--remat and --base-kl are options of decoders, and {job.model} is a {model.family}; "
+            "leave them out"
+        )
     if isinstance(found.model, CausalModel):
         found = found._replace(model=dataclasses.replace(found.model, remat=job.remat))
     return found
@@ -228,7 +239,10 @@ def _task(job: Plan, model: Model, worn: Worn) -> tuple[Parts, Batch, int, str]:
         check_head(worn)
         chat = TuneChat(pathlib.Path(), training=training, base_kl=job.base_kl, remat=job.remat)
         if job.base_kl and worn.plan is None:
-            raise ValueError("--base-kl compares with the weights without their adapter; give one")
+            raise ValueError(
+                f"--base-kl {job.base_kl:g} compares with the weights without their adapter, and "
+                "there is none; give one (--adapter lora:r=16), or leave --base-kl out"
+            )
         vocab = model.architecture.vocab_size
         slice_ = min(slice_of(once * length), vocab)
         whole = told_bytes(4 * once * length * vocab)

@@ -46,13 +46,16 @@ def predict_text(job: Predict, tell: Callable[[str], None] = say) -> np.ndarray:
     if is_adapter(job.model):
         model, apply, params, report, _ = load_adapted(job.model, job.base)
     elif job.base is not None:
-        raise ValueError(f"--base is of an adapter, and {job.model} is none; leave it out")
+        raise ValueError(
+            f"--base {job.base}: {job.model} is a whole model and no adapter; leave --base out"
+        )
     else:
         model, params, report = load_encoder(job.model)
         apply = model.apply
     if model.head.kind != "sequence":
         raise ValueError(
-            f"{job.model} has a {model.head.kind} head; predict needs one for whole texts"
+            f"{job.model} has a {model.head.kind} head; predict needs one for whole texts, as "
+            "`sftjax classify` with --task single-label, multi-label or regression saves it"
         )
     columns = Columns(text=job.column, pair=job.pair, max_length=model.max_length)
     encoded = encode_rows(rows, columns, load_tokenizer(report.folder), None)

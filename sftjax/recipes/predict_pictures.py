@@ -54,7 +54,9 @@ def predict_pictures(job: Predict, tell: Callable[[str], None] = say) -> np.ndar
       ValueError: if there are no pictures, one cannot be read, or the model has no classes.
     """
     if job.data is None or job.text:
-        raise ValueError(f"{job.model} reads pictures; say where they are with --data")
+        raise ValueError(
+            f"{job.model} reads pictures and no --text; say where they are with --data"
+        )
     if is_adapter(job.model):
         model, apply, params, report, _ = load_adapted(job.model, job.base)
         processor = load_images_model(report.source, model.head).processor
@@ -64,7 +66,10 @@ def predict_pictures(job: Predict, tell: Callable[[str], None] = say) -> np.ndar
     if model.head.kind == "segment":
         return predict_masks(job, model, apply, params, processor, tell)
     if model.head.kind != "image":
-        raise ValueError(f"{job.model} has a {model.head.kind} head; predict needs one of classes")
+        raise ValueError(
+            f"{job.model} has a {model.head.kind} head; predict needs one of classes, as "
+            "`sftjax images` saves it"
+        )
     images = load_images(pictures_at(job.data), processor)
     rows = PictureRows(images, None)
     seen = normalizing(processor)

@@ -85,7 +85,10 @@ def replay_run(job: Replay, tell: Callable[[str], None] = say) -> ReplayedRun:
         kind, recipe = _RECIPES[noted["command"]]
         settings = rebuilt(kind, noted["job"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a job of a recipe ({error!r})") from error
+        raise ValueError(
+            f"{path} does not hold the settings of a run ({type(error).__name__}: {error}); replay "
+            f"a folder that sftjax {', '.join(_RECIPES)} made, with the version that made it"
+        ) from error
     training = dataclasses.replace(settings.training, replay=job.step)
     settings = dataclasses.replace(settings, output_dir=job.folder, training=training)
     try:

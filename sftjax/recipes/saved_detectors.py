@@ -87,7 +87,10 @@ def load_detectors(folder: pathlib.Path) -> tuple[dict[str, Detector], dict[str,
             kind = STATES[name]
             lacking = [f for f in kind._fields if f"{name}/{f}" not in tensors]
             if lacking:
-                raise ValueError(f"{folder / TENSORS} has no {name}/{lacking[0]}")
+                raise ValueError(
+                    f"{folder / TENSORS} has no {name}/{lacking[0]}, so it is not the file that "
+                    f"{FACTS} beside it tells of; run sftjax anomaly again"
+                )
             state = kind(*(jnp.asarray(tensors[f"{name}/{f}"]) for f in kind._fields))
         detectors[name] = detector_of(name, state, facts["neighbours"])
     return detectors, facts
@@ -103,7 +106,9 @@ def predict_strange(job: Predict, tell: Callable[[str], None] = say) -> np.ndarr
       ValueError: if there are no pictures, or one cannot be read.
     """
     if job.data is None or job.text:
-        raise ValueError(f"{job.model} reads pictures; say where they are with --data")
+        raise ValueError(
+            f"{job.model} reads pictures and no --text; say where they are with --data"
+        )
     folder = pathlib.Path(job.model).expanduser()
     detectors, facts = load_detectors(folder)
     head = None if set(detectors) & set(OF_LOGITS) else Head("features")

@@ -123,7 +123,7 @@ def encode_summaries(
             if getattr(columns, name) > model.max_length:
                 raise ValueError(
                     f"--{name.replace('_', '-')} {getattr(columns, name)} is more than the "
-                    f"{model.max_length} tokens that this {model.family} can hold"
+                    f"{model.max_length} tokens that this {model.family} can hold; lower it"
                 )
     document, summary = columns_of(table, columns.document, columns.summary)
     pairs = encode_pairs(

@@ -180,7 +180,10 @@ def sweep(job: Job, ready: Prepared, tell: Callable[[str], None] = say) -> Swept
         rows.append({**row, "failed_at": failed})
     whole = next((row for row in rows if row["failed_at"] is None), None)
     if whole is None:
-        raise FloatingPointError("every run of the sweep ended not finite; lower the learning rate")
+        raise FloatingPointError(
+            "every run of the sweep ended with a loss or weights that are not finite; lower the "
+            "learning rate (--learning-rate, or the values of learning_rate in --sweep)"
+        )
     rows = [{**dict.fromkeys(whole, math.nan), **row} for row in rows]
     write_sweep(job, rows, fitted, num_steps, prefix.cut, tell)
     return Swept(rows, fitted, job.output_dir)

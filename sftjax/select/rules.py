@@ -185,7 +185,7 @@ def _select(
         decided.update((path, (rule, float(rate))) for path in fresh)
 
     if not any(rate > 0 for _, rate in decided.values()):
-        raise ValueError("no leaf would move: every rule has rate 0")
+        raise ValueError("no leaf would move: every rule has rate 0; give one a rate above 0")
     decided.update((path, (STILL, 0.0)) for path in held)
     left = [p for p in paths if p in new and p not in decided and p not in trained]
     if left:

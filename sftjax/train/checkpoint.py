@@ -162,7 +162,10 @@ class Checkpoints:
                 raise ValueError(f"checkpoint {step} of {self._folder} {error}") from None
             except _UNREADABLE as error:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                warnings.warn(f"checkpoint {step} cannot be read ({reason}); {left}", stacklevel=2)
+                warnings.warn(
+                    f"checkpoint {step} cannot be read ({reason}) in {self._folder}; {left}",
+                    stacklevel=2,
+                )
         if steps:
             warnings.warn(
                 f"none of the {len(steps)} checkpoints in {self._folder} can be read: the run "

@@ -117,7 +117,10 @@ def fit(
     start = int(state.step)
     watch({"event": "resume" if start else "start", "step": start})
     if start > num_steps:
-        raise ValueError(f"the checkpoint stands at update {start}, the run ends at {num_steps}")
+        raise ValueError(
+            f"the checkpoint stands at update {start}, the run ends at {num_steps}: give more "
+            "updates (num_steps, --max-steps), or start in another folder"
+        )
     pace = Pace()
 
     def record(entry: Record) -> None:
@@ -245,8 +248,9 @@ def _told(
     if rows := rows_of(batch):
         said += f" Its rows, counted from 0 in the training data: {', '.join(map(str, rows))}."
     return (
-        f"{said} Lower the learning rate, clip the gradient (max_grad_norm), or look at the rows "
-        f"of batch_at({position}). To go on without such updates, say --on-nan skip or rollback."
+        f"{said} Lower the learning rate, clip the gradient (--max-grad-norm, `max_grad_norm`), or "
+        f"look at these rows (batch {position} of the run). To go on without such updates, say "
+        "--on-nan skip or rollback."
     )
 
 

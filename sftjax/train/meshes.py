@@ -77,7 +77,7 @@ def parse_mesh(description: str, devices: int) -> dict[str, int]:
                 f"{name!r} in the mesh {text!r} is no axis; there are {', '.join(AXES)}"
             )
         if name in sizes:
-            raise ValueError(f"{name} comes twice in the mesh {text!r}")
+            raise ValueError(f"{name} comes twice in the mesh {text!r}; give each axis one size")
         sizes[name] = int(number)
         if sizes[name] < 1 and sizes[name] != -1:
             raise ValueError(
@@ -87,14 +87,15 @@ def parse_mesh(description: str, devices: int) -> dict[str, int]:
     open_ = [name for name, size in sizes.items() if size == -1]
     if len(open_) > 1:
         raise ValueError(
-            f"{' and '.join(open_)} of the mesh {text!r} cannot both take what is left"
+            f"{' and '.join(open_)} of the mesh {text!r} cannot both take what is left; write -1 "
+            "for one of them, and a number for the others"
         )
     taken = math.prod(size for size in sizes.values() if size != -1)
     if open_:
         if devices % taken:
             raise ValueError(
                 f"the mesh {text!r} cuts {devices} devices into groups of {taken}, which does not "
-                "come out even"
+                f"come out even; choose sizes whose product divides {devices}"
             )
         sizes[open_[0]] = devices // taken
     elif taken != devices:

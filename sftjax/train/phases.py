@@ -271,5 +271,6 @@ def _check_grows(trainables: Sequence[PyTree]) -> None:
             )
         if now == before:
             raise ValueError(
-                f"phase {number} unfreezes nothing that phase {number - 1} did not move"
+                f"phase {number} unfreezes nothing that phase {number - 1} did not move; leave it "
+                "out, or let it move more"
             )

@@ -146,10 +146,16 @@ def _survey(batches: Iterable[Batch], num_rows: int, mask: str | None) -> tuple[
     counts, seen, example = np.zeros(num_rows, np.int64), np.zeros(num_rows, np.int64), None
     for batch in batches:
         if lacking := [n for n in ("index", "valid", *([mask] if mask else [])) if n not in batch]:
-            raise ValueError(f"a batch has no {lacking[0]!r} (it has {', '.join(batch)})")
+            raise ValueError(
+                f"a batch has no {lacking[0]!r} (it has {', '.join(batch)}); keep_prefix needs "
+                "'index' (row numbers), 'valid' (0 for filler rows) and the mask that it was given"
+            )
         index, real = np.asarray(batch["index"]), np.asarray(batch["valid"]) > 0
         if real.any() and not (index[real].min() >= 0 and index[real].max() < num_rows):
-            raise ValueError(f"a batch holds rows outside 0 to {num_rows - 1}")
+            raise ValueError(
+                f"a batch holds rows {index[real].min()} to {index[real].max()}, outside 0 to "
+                f"{num_rows - 1}; give the batches of the data that num_rows counts"
+            )
         np.add.at(seen, index[real], 1)
         if mask is not None:
             counts[index[real]] = _lengths(np.asarray(batch[mask]))[real]

@@ -89,7 +89,10 @@ def reach(
             state, run = saved.state, Run.of(saved.facts)
     since = int(state.step)
     if since > number:
-        raise ValueError(f"the state stands at update {since}, beyond update {number}")
+        raise ValueError(
+            f"the state stands at update {since}, beyond update {number}: give the state that the "
+            "run began with"
+        )
     for before in range(since, number):
         state, _ = step(state, fixed, batch_at(run.position(before)))
     return state, run, since

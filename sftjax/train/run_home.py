@@ -104,7 +104,10 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
             "holds. Restore the file, or choose another output folder."
         ) from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a JSON {type(found).__name__}, not the facts of a run")
+        raise ValueError(
+            f"{path} holds a JSON {type(found).__name__}, not the facts of a run. Restore the "
+            "file, or choose another output folder."
+        )
     return found
 
 

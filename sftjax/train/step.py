@@ -91,7 +91,10 @@ def init(
     moving, frozen = partition(params, trainable)
     leaves = flatten(moving)
     if not leaves:
-        raise ValueError("no leaf is trainable: the step would do nothing")
+        raise ValueError(
+            "no leaf is trainable, so the step would do nothing: let `trainable` be true for one "
+            "leaf or more"
+        )
     for path, leaf in leaves.items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
@@ -302,7 +305,10 @@ def _cut(batch: Batch, pieces: int) -> Batch:
     def cut(leaf: Array) -> Array:
         rows = leaf.shape[0]
         if rows % pieces:
-            raise ValueError(f"{rows} rows cannot be cut into {pieces} equal micro-batches")
+            raise ValueError(
+                f"{rows} rows cannot be cut into {pieces} equal micro-batches (accumulate); make "
+                f"the rows of a batch a multiple of {pieces}"
+            )
         return jnp.swapaxes(leaf.reshape(rows // pieces, pieces, *leaf.shape[1:]), 0, 1)
 
     return jax.tree.map(cut, dict(batch))

@@ -70,7 +70,9 @@ def fit_sweep(
     if len(names) != len(states.step):
         raise ValueError(f"{len(names)} settings for {len(states.step)} states; give one a run")
     if start > num_steps:
-        raise ValueError(f"the states stand at update {start}, the run ends at {num_steps}")
+        raise ValueError(
+            f"the states stand at update {start}, the run ends at {num_steps}: give more updates"
+        )
     if len(set(names)) < len(names):
         raise ValueError(
             f"two runs have the same settings ({max(names, key=names.count)}); give them a column "
@@ -171,7 +173,7 @@ def _find_failed(
     if not finite.any():
         raise FloatingPointError(
             f"every run has failed, the last at update {update}: {', '.join(failed)}. "
-            f"Lower the learning rates, or look at the rows of batch_at({update})."
+            f"Lower the learning rates, or look at the rows of batch {update}."
         )
 
 

@@ -216,7 +216,9 @@ def test_ids_beyond_the_vocabulary_are_named():
     chat = encoded([said(("u", "a"), ("a", "b"))] * 2)
     table = Table({"messages": [[], []]}, "chat.jsonl")
     check_vocabulary(chat, table, int(chat.ids.max()) + 1)
-    with pytest.raises(ValueError, match=r"chat.jsonl rows 1, 2: token \d+ and the model knows 5"):
+    with pytest.raises(
+        ValueError, match=r"chat.jsonl rows 1, 2: token id \d+, and the model's vocabulary has 5"
+    ):
         check_vocabulary(chat, table, 5)
 
 

@@ -119,7 +119,7 @@ def test_bad_labels_of_several_are_named_by_row():
         multi_label(table([["a"], ["b", None]]))
     with pytest.raises(ValueError, match=r"x.csv row 2: label 'z' in column"):
         multi_label(table([["a"], ["b", "z"]]), labels=["a", "b"])
-    with pytest.raises(ValueError, match="no row has the label"):
+    with pytest.raises(ValueError, match=r"x.csv: no row has a label \(column"):
         multi_label(table(["", ""]))
     with pytest.raises(ValueError, match=r"x row 2: column 'a' is neither 0 nor 1 \(2\)"):
         multi_label(Table({"a": [1, 2]}, name="x"), ["a"])

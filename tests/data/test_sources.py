@@ -66,7 +66,7 @@ def test_csv_keeps_what_the_standard_allows(tmp_path):
         ("a.jsonl", b"\n\n", r"holds only blank lines"),
         ("a.jsonl", b'{"text": "\xff"}\n', r"a.jsonl, line 1: byte 10 \(0xff\) is not UTF-8"),
         ("a.parquet", b"PAR1 and no more", r"a.parquet is not a whole Parquet file"),
-        ("a.xlsx", b"PK", r"cannot tell the format from '.xlsx'; it reads .csv"),
+        ("a.xlsx", b"PK", r"the ending '.xlsx' is of no format that is read here \(\.csv"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path, name, content, message):

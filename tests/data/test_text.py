@@ -104,7 +104,7 @@ def test_a_text_that_is_too_long_can_be_refused():
         encode(rows, Toy(), max_length=5, on_long="error")
     with pytest.raises(ValueError, match='on_long is "truncate" or "error"'):
         encode(rows, Toy(), max_length=5, on_long="drop")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="max_length=2 leaves no room beside 2 specials"):
+    with pytest.raises(ValueError, match="max_length=2 leaves no room beside 2 special tokens"):
         encode(rows, Toy(), max_length=2)
 
 

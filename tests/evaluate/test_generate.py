@@ -174,7 +174,7 @@ def test_rules():
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"typical_p": 0.5}, "typical_p=0.5 is not built here"),
+    ({"typical_p": 0.5}, "typical_p=0.5 is not supported"),
     ({"bad_words_ids": [[1, 2]]}, "several tokens"),
     ({"num_beams": 2, "do_sample": True}, "do_sample with num_beams=2"),
     ({"top_p": 0.0}, r"top_p=0.0 must be in \(0, 1\]"),

@@ -186,6 +186,8 @@ def test_a_row_too_long_is_refused_with_both_numbers(family, longest):
     ({"add_cross_attention": True}, "add_cross_attention=True is not supported"),
     ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
     ({"hidden_dropout_prob": 1.0}, "hidden_dropout must be in"),
+    ({"hidden_dropout_prob": "0.1"}, "hidden_dropout_prob must be a number, not '0.1'"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
     ({"pad_token_id": 50}, "pad_token_id 50 lies outside the vocabulary of 50"),
     ({"layer_norm_eps": -1.0}, "layer_norm_eps"),
     ({"type_vocab_size": -1}, "type_vocab_size must not be negative"),

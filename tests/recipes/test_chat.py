@@ -130,7 +130,9 @@ def test_a_vocabulary_smaller_than_an_id_names_the_row(places, tmp_path):
     job = dataclasses.replace(
         job_of(places, "vocabulary"), model=str(model), data=str(data), eval_data=str(data)
     )
-    with pytest.raises(ValueError, match=r"rows.jsonl row 3: token 472 and the model knows 472"):
+    with pytest.raises(
+        ValueError, match=r"rows.jsonl row 3: token id 472, and the model's vocabulary has 472"
+    ):
         chat(job, quiet)
 
 
