@@ -10,9 +10,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jax.typing import DTypeLike
+
 from sftjax.hub.families import WEIGHT_MAPS
 from sftjax.hub.seq2seq_names import SEQ2SEQ
-from sftjax.models import Head
+from sftjax.models import Head, Model, build
 from sftjax.models.head import IMAGE_KINDS, KINDS, LABELLED
 
 BARE = ("pooled", "first", "mean", "hidden", "features", "map")
@@ -129,6 +131,16 @@ def stored_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
         )
     by_id = {str(index): str(name) for index, name in names.items()}
     return tuple(by_id[index] for index in ids)
+
+
+def build_of(
+    where: str | os.PathLike[str], config: Mapping[str, Any], head: Head, dtype: DTypeLike
+) -> Model:
+    """Build a checkpoint's model, as `models.build` does, whose errors say of which checkpoint."""
+    try:
+        return build(config, head, dtype=dtype)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(where)}: {error}") from error
 
 
 def choose_head(

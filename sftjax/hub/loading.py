@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from sftjax.adapters.quantize import fits
 from sftjax.adapters.quantize import quantize as quantized
 from sftjax.core import PyTree, ShardingOf, flatten, unflatten
-from sftjax.hub.config import choose_head, read_config
+from sftjax.hub.config import build_of, choose_head, read_config
 from sftjax.hub.fitting import fitted
 from sftjax.hub.matching import Match, match
 from sftjax.hub.placing import put
@@ -24,7 +24,7 @@ from sftjax.hub.report import LoadReport
 from sftjax.hub.seq2seq_names import settled
 from sftjax.hub.source import PROCESSOR, find_folder, tokenizer_files
 from sftjax.hub.weights import Weights, open_file, open_weights
-from sftjax.models import Head, Model, build
+from sftjax.models import Head, Model
 
 
 class Loaded(NamedTuple):
@@ -100,10 +100,7 @@ def load(
     chosen = choose_head(described, head, labels, problem_type)
     weights = weights or open_weights(folder)
     described = settled(described, weights.tensors)
-    try:
-        model = build(described, chosen, dtype=dtype)
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(name_or_folder)}: {error}") from error
+    model = build_of(name_or_folder, described, chosen, dtype)
     labels_given = isinstance(head, Head) or bool(labels)
     matched = match(model, weights, labels_given=labels_given, ignore=ignore)
     report = LoadReport(

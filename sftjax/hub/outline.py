@@ -13,14 +13,14 @@ from jax.typing import DTypeLike
 from sftjax.adapters.quantize import fits
 from sftjax.adapters.quantize import quantize as quantized
 from sftjax.core import PyTree, map_with_path
-from sftjax.hub.config import choose_head, read_config
+from sftjax.hub.config import build_of, choose_head, read_config
 from sftjax.hub.gguf_file import GgufFile
 from sftjax.hub.gguf_model import config_of_gguf
 from sftjax.hub.matching import match, new_without_file
 from sftjax.hub.seq2seq_names import settled
 from sftjax.hub.source import find_folder, lone_gguf
 from sftjax.hub.weights import Weights, tensor_shapes
-from sftjax.models import Head, Model, build
+from sftjax.models import Head, Model
 
 
 class Outline(NamedTuple):
@@ -62,10 +62,7 @@ def outline(
     chosen = choose_head(config, head, labels, problem_type)
     if tensors:  # a head beside the word table counts as its own: nobody compares their values
         config = settled(config, {name: number for number, name in enumerate(tensors)})
-    try:
-        model = build(config, chosen, dtype=dtype)
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(name_or_folder)}: {error}") from error
+    model = build_of(name_or_folder, config, chosen, dtype)
     labels_given = isinstance(head, Head) or bool(labels)
     if tensors:
         new = match(model, _hollow(folder, tensors), labels_given=labels_given).new
