@@ -5,7 +5,9 @@ import os
 import signal
 import sys
 import threading
+import typing
 from collections.abc import Generator
+from importlib.metadata import version
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -24,6 +26,7 @@ from sftjax.recipes.diagnose import diagnose
 from sftjax.recipes.diagnose_job import Diagnose
 from sftjax.recipes.explain import explained
 from sftjax.recipes.generate import Generate, generate_text
+from sftjax.recipes.help_text import as_paragraphs
 from sftjax.recipes.images import images
 from sftjax.recipes.images_job import TuneImages
 from sftjax.recipes.inspect import Inspect, inspect
@@ -93,6 +96,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str] | None) -> int:
+    words = sys.argv[1:] if arguments is None else arguments
+    if words == ["--version"]:
+        print(f"sftjax {version('sftjax')}")
+        return 0
+    if {"-h", "--help"} & set(words):
+        for command in typing.get_args(Command):
+            as_paragraphs(typing.get_args(command)[0])
+    if twice := _said_twice(words):
+        return _ends(f"{twice} is given twice; give it once, with all its values after it", 2)
     job = tyro.cli(
         Command,
         prog="sftjax",
@@ -116,6 +128,16 @@ def _main(arguments: list[str] | None) -> int:
     except OSError as error:
         return _ends(error, DISK)
     return 0
+
+
+def _said_twice(words: list[str]) -> str | None:
+    """Return an option that is given twice, whose first values would be lost; None if none is.
+
+    >>> _said_twice(["predict", "m", "--text", "a", "--text", "b"])
+    '--text'
+    """
+    options = [word.partition("=")[0].replace("_", "-") for word in words if word[:2] == "--"]
+    return next((option for option in options if options.count(option) > 1), None)
 
 
 def _ends(error: Exception | str, code: int) -> int:

@@ -24,7 +24,7 @@ class Anomaly:
     normal: tuple[str, ...] = ()
     """Classes that are normal; without any, all pictures of --data are."""
     leave_out: tuple[str, ...] = ()
-    """Or: classes that are not normal, all others being so (leave a class out)."""
+    """Instead of --normal: classes that are not normal; all others are."""
     test_data: str | None = None
     """Pictures to score; else the source's test split, else what was held out, and all others."""
     pictures: PictureColumns = dataclasses.field(default_factory=PictureColumns)
@@ -34,7 +34,7 @@ class Anomaly:
     stages: tuple[str, ...] = ()
     """The model's stages that patchcore reads; else two in the middle."""
     neighbours: int = 5
-    """knn: distance to the nearest so many."""
+    """knn: to the how manieth nearest normal picture the distance is taken."""
     coreset: float = 0.02
     """patchcore: the share of normal patches that is kept."""
     image_size: int = 0
@@ -52,10 +52,11 @@ class Anomaly:
     per_device_eval_batch_size: int = 32
     """Pictures per device at a time."""
     leaks: Literal["refuse", "tell"] = "refuse"
-    """What to do where the parts share a group, a file or nearly the same picture."""
+    """Where the parts share a group, a file or nearly the same picture: refuse, or tell and go
+    on."""
     skip_corrupt: bool = False
     """Leave out pictures that cannot be read, and list them; else they are refused."""
     dataloader_num_workers: int = 0
     """Processes that decode pictures; 0 decodes on the threads of this one."""
     seed: int = 0
-    """Of what is held out and of the coreset."""
+    """Seed of what is held out and of the coreset."""

@@ -17,7 +17,8 @@ class TuneChat:
     output_dir: pathlib.Path
     """The run's folder: model, metrics, report, plots, checkpoints. The same command resumes it."""
     model: str = "smollm2-135m-instruct"
-    """A local folder in the Hub's layout, a repository on the Hub, or an asset of sftjax.data."""
+    """A folder of a model, a name on the Hub (owner/model), or asset:NAME
+    (asset:smollm2-135m-instruct); a GGUF file too."""
     data: str = "construction-faq"
     """Conversations, in a .jsonl, .parquet or .csv file, a folder of train/validation/test files,
     or tfds:NAME: messages, ShareGPT, prompt/completion, Alpaca, or text."""
@@ -26,7 +27,8 @@ class TuneChat:
         default_factory=lambda: Training(per_device_train_batch_size=4)
     )
     eval_data: str | None = None
-    """Where to evaluate; else the source's own validation or test split, else a held-out share."""
+    """Rows to evaluate on, a source as for --data; else the source's own validation or test split,
+    else a held-out share."""
     validation_fraction: float = 0.1
     """Share of the conversations held out when there is nothing else to evaluate on."""
     per_device_eval_batch_size: int = 4
@@ -36,19 +38,23 @@ class TuneChat:
     reference_rows: int = 16
     """At most so many of its rows; 0 measures nothing."""
     samples: int = 3
-    """Held-out questions that are answered before and after."""
+    """How many held-out questions are answered before and after, to be read."""
     max_new_tokens: int = 64
     """Most tokens in such an answer."""
     label_smoothing_factor: float = 0.0
     """Share of the target spread evenly over all words."""
     z_loss: float = 0.0
-    """Weight of the squared log of the logits' sum, which keeps them from drifting."""
+    """Weight of the squared log of the softmax's denominator, which keeps logits from drifting; 0
+    is off, 1e-4 is usual."""
     dft: bool = False
-    """Weigh each token by its own probability, as it stands (DFT)."""
+    """Weigh each token's loss by the probability that the model gives it, not differentiated
+    (DFT)."""
     base_kl: float = 0.0
     """Weight of the divergence from the base per token; with --dft this is ASFT. Needs an adapter:
     the base is the same weights without it."""
     neftune_noise_alpha: float = 0.0
-    """Disturb the words by noise of this size (NEFTune; 5 is usual)."""
+    """Add noise of this size to the word vectors while training (NEFTune; 5 is usual, 0 is
+    none)."""
     remat: str = "none"
-    """What is computed again going backward to save memory: none, dots, full."""
+    """What the backward pass computes again to save memory: none, dots (all but products of
+    matrices), full (all but what enters each block)."""

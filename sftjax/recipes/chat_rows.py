@@ -39,12 +39,14 @@ class ChatRows:
     assistant_only_loss: bool = True
     """Learn the assistant's turns; of prompt and completion only those of the completion."""
     completion_only_loss: bool = False
-    """Learn all that follows the prompt, whoever says it; overrides the other."""
+    """Learn all that follows the prompt, whoever says it; overrides
+    --assistant-only-loss."""
     end_of_turn: Literal["turn", "token", "none"] = "turn"
     """What is learned after an answer: all that the template writes for the turn (as TRL does), the
     stop token alone, or nothing."""
     on_long: Literal["refuse", "truncate", "drop"] = "refuse"
-    """What to do with longer conversations; what is cut or left out is counted."""
+    """What to do with longer conversations: refuse them, cut their end (truncate) or leave them out
+    (drop); what is cut or left out is counted."""
     on_problem: Literal["refuse", "count"] = "refuse"
     """Refuse rows with nothing to learn, a cut answer, an unlearned stop token, or a mask of all
     ones; or count them, and leave those with nothing to learn out."""
@@ -101,7 +103,8 @@ def read_chat(data: str, eval_data: str | None, fraction: float, seed: int) -> t
     The second are, the first that applies: `eval_data`, the source's own validation or test split,
     or a share held out of the first.
     """
-    source = str(fetch(data) / CONSTRUCTION) if data == "construction-faq" else data
+    named = data.removeprefix("asset:") == "construction-faq"
+    source = str(fetch("construction-faq") / CONSTRUCTION) if named else data
     found = splits(source)
     train = read(source, "train" if "train" in found else None)
     if eval_data is not None:

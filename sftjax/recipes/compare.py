@@ -84,7 +84,8 @@ class Compare:
     """Column of the reference data that says which rows belong together (the document)."""
     columns: Columns = dataclasses.field(default_factory=Columns)
     training: Training = dataclasses.field(default_factory=Training)
-    """What all methods share."""
+    """What all methods share. Anchors are named by --methods; --dose is theirs where none is
+    named."""
     eval_data: str | None = None
     """Where to evaluate; else as for `classify`."""
     validation_fraction: float = 0.1
@@ -133,6 +134,11 @@ def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = say) -> l
         raise ValueError(
             f"compare measures accuracy, and the task is {job.columns.task}; it takes one class a "
             "row (--task single-label)"
+        )
+    if job.training.anchor not in ("", "none"):
+        raise ValueError(
+            f"--anchor {job.training.anchor}: compare takes the anchors from --methods, as in "
+            f"--methods none {job.training.anchor}:1; leave --anchor out"
         )
     contenders = {text: contender_of(text, job.training) for text in job.methods}
     if len(contenders) < len(job.methods):

@@ -54,12 +54,13 @@ COLUMNS = Columns(max_length=64)
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Fetch a real model and real sentences, fine-tune with and without anchor, and compare."""
+    """Fetch a real model and sentences (86 MB), tune with and without anchor, and compare."""
 
     output_dir: pathlib.Path = pathlib.Path("runs/demo")
     """The run's folder: model, metrics, report, plots."""
     dose: float = 2.0
-    """How strongly the anchored run is held to the pretrained weights."""
+    """How strongly the anchored run is held to the pretrained weights: 0 not at all, 4 leaves a
+    quarter of the distance."""
     train: tuple[str, ...] = ()
     """What moves, in both runs; last:2, or with an adapter what is new."""
     adapter: tuple[str, ...] = ()
@@ -75,7 +76,7 @@ class Demo:
     retrieval_rows: int = 1000
     """About so many editorial sentences for the retrieval test, whole editorials; 0 is all."""
     seed: int = 0
-    """Of the head, the order of sentences and the intervals."""
+    """Seed of the head, the order of sentences and the intervals."""
 
 
 class Row(NamedTuple):

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
+from typing import Annotated
 
 import tyro
 
@@ -27,16 +28,17 @@ from sftjax.recipes.writing import Writer
 class Generate:
     """Write with a folder that `sftjax summarize` (or anyone) saved: a model, or an adapter."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """The model's folder, a name on the Hub, or asset:NAME; or an adapter's folder."""
     text: tuple[str, ...] = ()
-    """Texts to write about."""
+    """One or more texts to write about, after one --text."""
     data: str | None = None
-    """Or a file of them."""
+    """Or a file of them (.csv, .tsv, .jsonl, .parquet)."""
     column: str = "text"
     """The file's column of text."""
     template: str = "t5"
-    """What the encoder reads, as in training: none, t5, summary, title, ..., or your own text."""
+    """What the encoder reads, as in training: none, t5, summary, title, xsum, highlights, or
+    your own text."""
     max_source_length: int = 512
     """Most tokens of a text; longer ones are refused."""
     max_new_tokens: int = 64
@@ -66,7 +68,9 @@ def generate_text(job: Generate, tell: Callable[[str], None] = say) -> list[str]
         too long.
     """
     if bool(job.text) == (job.data is not None):
-        raise ValueError("give either --text (once or more) or --data, a file of texts")
+        raise ValueError(
+            "give either --text with one or more texts after it, or --data, a file of texts"
+        )
     rows = (
         Table({job.column: list(job.text)}, name="--text") if job.data is None else read(job.data)
     )

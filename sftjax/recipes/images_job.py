@@ -32,16 +32,17 @@ class PictureColumns:
 
 @dataclasses.dataclass(frozen=True)
 class TuneImages:
-    """Fine-tune a CNN or vision transformer on pictures of classes."""
+    """Fine-tune a CNN or vision transformer (ResNet, ViT, ...) to tell classes of pictures."""
 
     command: ClassVar[str] = "images"
 
     model: str
-    """A folder or file of weights (Hub, torchvision, timm, augreg layouts), the name of a
-    repository on the Hub, or asset:NAME of sftjax.data (asset:efficientnet-lite0)."""
+    """A folder or file of weights (layouts of the Hub, torchvision, timm, augreg), a name on the
+    Hub (owner/model), or asset:NAME (asset:efficientnet-lite0)."""
     data: str
     """A folder of classes, a manifest (.csv, .tsv, .jsonl, .parquet), a MedMNIST .npz, a folder of
-    IDX files or of VOC boxes, or tfds:NAME."""
+    IDX files or of VOC boxes, tfds:NAME, or asset:NAME (asset:chest-xrays-16,
+    asset:brain-mris-17)."""
     output_dir: pathlib.Path
     """The run's folder: model, metrics, report, plots, checkpoints. The same command resumes it."""
     pictures: PictureColumns = dataclasses.field(default_factory=PictureColumns)
@@ -60,14 +61,15 @@ class TuneImages:
     rows_per_class: int = 0
     """Learn from so many pictures of each class, drawn by the seed; 0 is all of them."""
     imbalance: Imbalance = "none"
-    """Against rare classes being overlooked: logit-adjusted, focal or class-balanced loss."""
+    """Loss against rare classes being overlooked: none, logit-adjusted, focal, class-balanced."""
     label_smoothing_factor: float = 0.0
     """Share of the target spread evenly over all classes."""
     keep_prefix: bool = False
     """Compute the frozen lower blocks once, keep what they give (in a file in the cache folder) and
     train on that. Faster from the second epoch on; not with --augment."""
     eval_data: str | None = None
-    """Where to evaluate; else the source's own validation or test split, else a held-out share."""
+    """Rows to evaluate on, a source as for --data; else the source's own validation or test split,
+    else a held-out share."""
     eval_rows: int = 0
     """Evaluate on at most so many pictures, the first of a shuffle; 0 is all of them."""
     validation_fraction: float = 0.2
@@ -75,7 +77,7 @@ class TuneImages:
     per_device_eval_batch_size: int = 64
     """Pictures per device in evaluation."""
     leaks: Literal["refuse", "tell"] = "refuse"
-    """What to do where splits share a group, a file or nearly the same picture."""
+    """Where splits share a group, a file or nearly the same picture: refuse, or tell and go on."""
     skip_corrupt: bool = False
     """Leave out pictures that cannot be read, and list them; else they are refused."""
     dataloader_num_workers: int = 0

@@ -1,7 +1,7 @@
 """`sftjax inspect`: the tree of a checkpoint with sizes, and what a selection would move."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import optax
 import tyro
@@ -16,9 +16,9 @@ from sftjax.select import describe, select, stacks
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
-    """Print a checkpoint's path tree with sizes, its blocks, and what a selection would move."""
+    """Print the tree of a checkpoint's weights, with sizes, blocks, and what --train would move."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A folder of a model, a name on the Hub (owner/model), or asset:NAME (asset:minilm-l6)."""
     train: tuple[str, ...] = ()
     """Rules as in `sftjax classify --train`; their report is printed too."""

@@ -6,7 +6,7 @@ sftjax merge BASE runs/a/model runs/b/model --how uniform --output-dir runs/soup
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import tyro
@@ -34,10 +34,12 @@ from sftjax.train import claim
 class Merge:
     """Merge models that were fine-tuned from one pretrained model into one."""
 
-    base: tyro.conf.Positional[str]
-    """The pretrained model they came from."""
-    models: tyro.conf.Positional[tuple[str, ...]]
-    """The fine-tuned models' folders, of one shape and one set of labels."""
+    base: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BASE")]
+    """The pretrained model they came from: a folder, a name on the Hub, or asset:NAME."""
+    models: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL [MODEL ...]")
+    ]
+    """Folders of one or more fine-tuned models, of one shape and one set of labels."""
     output_dir: pathlib.Path
     """The folder: model, metrics, report."""
     how: str = "uniform"
@@ -47,7 +49,7 @@ class Merge:
     data: str | None = None
     """Labelled rows to evaluate on; a greedy soup is chosen on them."""
     columns: Columns = dataclasses.field(default_factory=Columns)
-    """Of the data; the task is that of the models."""
+    """Columns of --data; --task is not read, the models say it."""
     metric_for_best_model: str = "eval_loss"
     """What a greedy soup is chosen by."""
     per_device_eval_batch_size: int = 64

@@ -62,7 +62,7 @@ class Plan:
     """Print what a run takes in memory, by kind, and whether it fits; no weight is loaded."""
 
     model: str
-    """A local folder with a config.json, a GGUF file, a name on the Hub, or an asset."""
+    """A folder with a config.json, a GGUF file, a name on the Hub (owner/model), or asset:NAME."""
     training: Training = dataclasses.field(
         default_factory=lambda: Training(per_device_train_batch_size=4)
     )
@@ -72,9 +72,10 @@ class Plan:
     target_length: int = 128
     """Tokens in a target, of an encoder-decoder."""
     labels: int = 2
-    """Classes, of an encoder."""
+    """Number of classes of an encoder's head."""
     remat: str = "none"
-    """What a decoder computes again going backward: none, dots, full."""
+    """What of a decoder the backward pass computes again to save memory: none, dots (all but
+    products of matrices), full (all but what enters each block)."""
     base_kl: float = 0.0
     """As in `sftjax chat`: another forward pass, without the adapter."""
     memory: str = ""

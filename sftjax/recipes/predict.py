@@ -39,7 +39,9 @@ def predict_text(job: Predict, tell: Callable[[str], None] = say) -> np.ndarray:
       ValueError: if there is nothing to predict, or the model has no sequence head.
     """
     if bool(job.text) == (job.data is not None):
-        raise ValueError("give either --text (once or more) or --data, a file of texts")
+        raise ValueError(
+            "give either --text with one or more texts after it, or --data, a file of texts"
+        )
     rows = (
         Table({job.column: list(job.text)}, name="--text") if job.data is None else read(job.data)
     )

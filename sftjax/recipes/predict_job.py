@@ -2,27 +2,30 @@
 
 import dataclasses
 import pathlib
+from typing import Annotated
 
 import tyro
 
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Predict with a folder that `classify`, `images`, `diagnose` or anyone saved."""
+    """Predict with what `classify`, `images`, `diagnose`, `segment`, `anomaly` or others saved."""
 
-    model: tyro.conf.Positional[str]
-    """The model's folder, or a name on the Hub; or an adapter's folder."""
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """The model's folder, a name on the Hub, or asset:NAME; or an adapter's folder; or what
+    `sftjax anomaly` saved."""
     text: tuple[str, ...] = ()
-    """Texts to predict."""
+    """One or more texts to predict, after one --text."""
     data: str | None = None
-    """Or a file of them; or a picture, a folder or a manifest of pictures."""
+    """Or a file of them (.csv, .tsv, .jsonl, .parquet); or a picture, a folder or a manifest of
+    pictures."""
     column: str = "text"
     """The file's column of text."""
     pair: str | None = None
     """The file's column of second texts."""
     output: pathlib.Path | None = None
-    """Write to this .csv or .jsonl file instead of the screen; of a model of masks, the folder of
-    their PNG files (masks)."""
+    """Write to this .csv or .jsonl file instead of the screen; with a model that `segment`
+    saved, the folder for its masks (PNG)."""
     base: str | None = None
     """Where the adapter's base is, if it is not where it was."""
     batch_size: int = 64

@@ -53,7 +53,8 @@ class Classify:
     """Compute the frozen lower blocks once, keep what they give (in a file in the cache folder) and
     train on that; needs dropout off. Faster from the second epoch on."""
     eval_data: str | None = None
-    """Where to evaluate; else the source's own validation or test split, else a held-out share."""
+    """Rows to evaluate on, a source as for --data; else the source's own validation or test split,
+    else a held-out share."""
     validation_fraction: float = 0.1
     """Share of the training rows held out when there is nothing else to evaluate on."""
     per_device_eval_batch_size: int = 64
@@ -64,8 +65,8 @@ class Classify:
     """Weigh classes by the inverse of how often they occur in the training rows."""
     sweep: str = ""
     """Many runs in one compiled step: `seeds=8,dose=0:4:5`; axes seeds, dose, strength,
-    learning_rate, importance_weight (of ewc), values a number, a list a|b|c or start:stop:count. No
-    model is saved."""
+    learning_rate, importance_weight (of ewc), values a number, a list a|b|c or start:stop:count. Of
+    the anchors none, l2-sp and ewc can be swept. No model is saved."""
 
 
 class Prepared(NamedTuple):

@@ -43,8 +43,8 @@ _RECIPES: dict[str, tuple[type, Callable[..., Any]]] = {
 class Replay:
     """Make one update of a run again: its batch, its state, its loss to the bit."""
 
-    folder: Annotated[pathlib.Path, tyro.conf.Positional]
-    """The run's folder."""
+    folder: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The folder of a run of classify, images, diagnose, segment, summarize or chat."""
     step: int
     """Which update, counted from 0."""
 

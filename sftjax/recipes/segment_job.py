@@ -37,8 +37,8 @@ class Segment:
     """A decoder reads maps of every height, so that there is no prefix to keep."""
 
     model: str
-    """A folder or file of weights (Hub, torchvision, timm, augreg layouts), the name of a
-    repository on the Hub, or asset:NAME of sftjax.data (asset:efficientnet-lite0)."""
+    """A folder or file of weights (layouts of the Hub, torchvision, timm, augreg), a name on the
+    Hub (owner/model), or asset:NAME (asset:efficientnet-lite0)."""
     data: str
     """A folder with images/ and masks/, a manifest with a column of masks (PNG of class numbers, or
     volumes of NIfTI), or asset:mni152-slices."""
@@ -49,25 +49,26 @@ class Segment:
     image_size: int = 0
     """Height and width in pixels, to which pictures are resized whole; 0 is the checkpoint's."""
     plane: Literal["axial", "coronal", "sagittal"] = "axial"
-    """How volumes are cut."""
+    """Planes into which volumes (NIfTI) are cut."""
     every: int = 1
-    """Take one plane of so many."""
+    """Of a volume's planes, take one of so many; 1 is all of them."""
     augment: tuple[str, ...] = ()
     """Changes at random in the training step: flip, flip-vertical, colour."""
     dice_weight: float = 1.0
-    """What the Dice loss counts beside the cross-entropy."""
+    """Weight of the Dice loss beside the cross-entropy's, which is 1; 0 leaves it out."""
     statistics: Statistics | None = None
     """What batch norms do where their scale and bias move; as in `sftjax images`."""
     scratch: bool = False
     """Start from random weights of the same architecture: the baseline."""
     eval_data: str | None = None
-    """Where to evaluate; else the source's own validation or test split, else a held-out share."""
+    """Rows to evaluate on, a source as for --data; else the source's own validation or test split,
+    else a held-out share."""
     validation_fraction: float = 0.2
     """Share of the pictures (of whole groups) held out when there is nothing else."""
     per_device_eval_batch_size: int = 16
     """Pictures per device in evaluation."""
     leaks: Literal["refuse", "tell"] = "refuse"
-    """What to do where splits share a group, a file or nearly the same picture."""
+    """Where splits share a group, a file or nearly the same picture: refuse, or tell and go on."""
     skip_corrupt: bool = False
     """Leave out pictures that cannot be read, and list them; else they are refused. A mask that
     cannot be read is always refused."""

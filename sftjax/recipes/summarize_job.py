@@ -30,12 +30,13 @@ from sftjax.recipes.training import Training
 
 @dataclasses.dataclass(frozen=True)
 class Summarize:
-    """Fine-tune an encoder-decoder (T5 and its kin) to summarize."""
+    """Fine-tune an encoder-decoder (T5, mT5, BART, mBART, PEGASUS, Marian) to summarize."""
 
     command: ClassVar[str] = "summarize"
 
     model: str
-    """A local folder in the Hub's layout, the name of a repository on the Hub, or asset:NAME."""
+    """A folder of a model, a name on the Hub (owner/model), or asset:NAME
+    (asset:flan-t5-titles)."""
     data: str
     """A .csv, .tsv, .jsonl or .parquet file, a folder of train/validation/test files, tfds:NAME
     (as tfds:cnn_dailymail), asset:debian-synopses or asset:radiology-reports."""
@@ -51,19 +52,20 @@ class Summarize:
     """Compute what the encoder gives once, keep it (in a file in the cache folder) and train on
     that; needs an encoder that stands still (as with --train decoder/block/7 lm_head)."""
     eval_data: str | None = None
-    """Where to evaluate; else the source's own validation or test split, else a held-out share."""
+    """Rows to evaluate on, a source as for --data; else the source's own validation or test split,
+    else a held-out share."""
     validation_fraction: float = 0.1
     """Share of the training rows held out when there is nothing else to evaluate on."""
     eval_rows: int = 256
-    """So many of the first rows for the loss at each evaluation; 0 is all."""
+    """At most so many of the first rows for the loss at each evaluation; 0 is all."""
     eval_written: int = 64
-    """So many of them are summarized at each evaluation for ROUGE."""
+    """At most so many of them are summarized at each evaluation for ROUGE."""
     test_rows: int = 512
-    """So many rows for the numbers before and after; 0 is all."""
+    """At most so many rows for the numbers before and after; 0 is all."""
     num_beams: int = 1
     """Beams when writing summaries; 1 takes the likeliest token each time."""
     samples: int = 3
-    """So many documents are shown with their summaries at each evaluation."""
+    """How many documents are shown with their summaries at each evaluation."""
     example: tuple[str, ...] = ()
     """Documents of your own to show instead."""
     prompts: str | None = None
@@ -72,7 +74,8 @@ class Summarize:
     label_smoothing_factor: float = 0.0
     """Share of the target spread evenly over the vocabulary."""
     z_loss: float = 0.0
-    """Weight of the squared log-sum of the logits; 1e-4 is a usual one."""
+    """Weight of the squared log of the softmax's denominator, which keeps logits from drifting; 0
+    is off, 1e-4 is usual."""
     teacher: str | None = None
     """A (larger) encoder-decoder with the same vocabulary; what it expects is learned too."""
     teacher_share: float = 0.5

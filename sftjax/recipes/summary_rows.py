@@ -37,7 +37,8 @@ class SummaryColumns:
     """Which columns hold what, and what to do with what is too long."""
 
     document: str | None = None
-    """Column of documents; else the usual names (document, article, dialogue, text, findings)."""
+    """Column of documents; else the usual names (document, article, dialogue, text, findings,
+    description)."""
     summary: str | None = None
     """Column of summaries; else the usual names (summary, highlights, impression, synopsis)."""
     group: str | None = None
@@ -50,7 +51,8 @@ class SummaryColumns:
     max_target_length: int = 64
     """Most tokens of a summary, special tokens included; also of those that are written."""
     on_long_source: Policy = "error"
-    """What to do with longer sources: refuse them with their row numbers, or cut them where."""
+    """What to do with longer sources: error refuses them with their row numbers; cut-end, cut-start
+    and cut-middle say where to cut."""
     on_long_target: Policy = "error"
     """The same for longer summaries."""
 

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -31,8 +32,8 @@ class Talk:
     the likeliest word where that says nothing.
     """
 
-    folder: tyro.conf.Positional[str]
-    """A model folder in the Hub's layout, such as RUN/model, or the name of one."""
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A folder of a model, such as RUN/model, a name on the Hub (owner/model), or asset:NAME."""
     max_new_tokens: int = 256
     """Most tokens in an answer."""
     system: str = ""
@@ -50,7 +51,7 @@ class Talk:
     repetition_penalty: float | None = None
     """Above 1, words that were said become less likely."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
 
 
 def settings_of_talk(job: Talk, decoder: LoadedDecoder) -> GenerationSettings:

@@ -29,69 +29,75 @@ class Training:
     rslora, dora, pissa, olora, ia3, houlsby, pfeiffer, prompt, prefix; settings in PEFT's words,
     `targets=query|value`, `layers=4|5`."""
     lora_plus: float = 1.0
-    """Multiply the learning rate of a LoRA's B by this (LoRA+, which takes 16)."""
+    """LoRA+: the learning rate of a LoRA's second matrix (B), as a multiple of the first's; 1 is
+    plain LoRA, 16 is usual."""
     quantize: str = ""
-    """Keep the frozen weights beside an adapter in few bits: nf4, nf4-double, int8, int8-double."""
+    """Keep the frozen weights beside an adapter in few bits: nf4, nf4-double, int8, int8-double
+    (double quantizes the scales too). If nothing is said, nothing is quantized."""
     anchor: str = ""
     """How what moves is held to what pretraining taught: l2-sp, ewc, recadam, difference, mixout,
-    features, logits, ema, wise-ft take the dose; none, spd, r3f, smart, sam, child-f, child-d, lisa
-    have none, nor has tpgm, which learns its radii from training rows that it holds out. If nothing
-    is said: l2-sp, and none where nothing can be held (a prompt, a prefix)."""
+    features, logits, ema, wise-ft take the dose (also as NAME:DOSE); none, spd, r3f, smart, sam,
+    child-f, child-d, lisa have none, nor has tpgm, which learns its radii from training rows that
+    it holds out. If nothing is said: l2-sp, and none where nothing can be held (a prompt, a
+    prefix)."""
     dose: float = 1.0
-    """How strongly: 0 not at all, 1 leaves about 0.6 of the distance that would be travelled
-    without an anchor, 4 a quarter. A new head is never held."""
+    """How strongly the anchor holds: 0 not at all, 1 leaves about 0.63 of the distance that would
+    be travelled without it, 4 a quarter. A new head is never held."""
     layer_decay: float = 1.0
-    """Multiply the learning rate by this for each block further from the top (BEiT numbering)."""
+    """Multiply the learning rate by this for each block further from the top; 1 is the same rate
+    everywhere, 0.75 is usual."""
     phases: tuple[str, ...] = ()
     """Train in phases: `lp` (what is new), `ft` (what --train names), `gradual:K` (last:1, ...,
     last:K), or any rule; `NAME@SHARE` gives it a share of the updates."""
     probe_learning_rate: float = 1e-3
-    """Peak of the schedule in phases that move nothing pretrained."""
+    """Peak learning rate of phases that move nothing pretrained (such as `lp`)."""
     strength: float | None = None
-    """The pull of l2-sp and ewc itself, instead of a dose."""
+    """Strength of l2-sp or ewc as a number (lambda), instead of a dose."""
     coupled: bool = False
     """Let that pull pass through Adam as part of the gradient, instead of beside it. It has no dose
     then: give --strength (0.1 is a usual one)."""
     importance_weight: float = 1.0
-    """How far ewc weighs by the Fisher information: 1 is ewc, 0 is l2-sp."""
+    """How far ewc weighs by the Fisher information, from 0 (as l2-sp) to 1."""
     average: str = ""
     """Evaluate and keep a mean of the weights: `ema:DECAY` (as in ema:0.999), or `swa` from the
     middle of the run on, `swa:SHARE` from that share of the updates on."""
     optim: str = "adamw"
-    """adamw, adamw-bf16 (its first moment in bfloat16), lion, lion-bf16, adafactor, sgd (with
-    momentum); they differ in their moments alone. A lion or sgd needs another learning rate."""
+    """The optimizer: adamw, adamw-bf16 (its first moment in bfloat16), lion, lion-bf16, adafactor,
+    sgd (with momentum 0.9). Clipping, decay, anchor and schedule are the same with all; lion and
+    sgd need another learning rate."""
     learning_rate: float = 1e-4
-    """Peak of the schedule: linear warmup, linear decay to zero."""
+    """Peak learning rate: a linear warmup up to it, a linear decay to zero from it."""
     warmup_ratio: float = 0.1
     """Share of the updates spent warming up."""
     num_train_epochs: float = 3.0
     """Passes over the training rows."""
     max_steps: int = 0
-    """Updates; overrides the epochs when above 0."""
+    """Number of updates; 0 is as many as --num-train-epochs come to."""
     per_device_train_batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 32
-    """Rows per device (of `data` and `fsdp`) and micro-batch."""
+    """Rows per device in one micro-batch; with --mesh the devices along data and fsdp count."""
     gradient_accumulation_steps: int = 1
-    """Micro-batches per update."""
+    """Micro-batches whose gradients are added up for one update."""
     weight_decay: float = 0.01
-    """Plain decay of matrices that have no anchor."""
+    """Weight decay (toward zero) of matrices that no anchor holds, such as a new head."""
     max_grad_norm: float = 1.0
-    """Clip the gradient's norm over the trainable leaves; 0 never clips."""
+    """Clip the norm of the gradient of all that moves to this; 0 never clips."""
     dropout: bool = False
     """Use the dropout rates of the model's config while training."""
     bf16: bool = False
     """Compute in bfloat16 and keep frozen weights in it; trainable weights stay float32."""
     seed: int = 0
-    """Of the new head, the order of rows and dropout."""
+    """Seed of the new head, the order of rows and dropout."""
     eval_steps: int = 0
     """Updates between evaluations; 0 is once an epoch."""
     early_stopping_patience: int = 0
     """Stop after this many evaluations without a new best; 0 never."""
     metric_for_best_model: str = "eval_loss"
-    """Which evaluation number picks the weights that are kept."""
+    """Which evaluation number picks the weights that are kept, as metrics.json names it: eval_loss,
+    eval_accuracy, eval_macro_f1, ...; a wrong name is refused with the list."""
     save_steps: int = 0
     """Updates between checkpoints; 0 is at every evaluation."""
     logging_steps: int = 10
-    """Updates in a record of the history."""
+    """Updates between lines of the log (log.jsonl)."""
     mesh: str = ""
     """How several devices share the work, as in data=2,fsdp=4: data and fsdp deal out rows, fsdp
     cuts weights and all that belongs to them, tensor cuts layers, sequence the tokens of a row; -1
@@ -107,7 +113,8 @@ class Training:
     report_to: tuple[str, ...] = ()
     """Besides `log.jsonl`: tensorboard, wandb (extras of the same names)."""
     profile: int = 0
-    """Trace so many updates, after the first ones, into `profile` in the run's folder."""
+    """Take a profile (jax.profiler; open it with tensorboard or xprof) of so many updates, after
+    the first ones, into `profile` in the run's folder; 0 is none."""
     replay: Annotated[int | None, tyro.conf.Suppress] = None
     """Make this update again, and nothing else (see `sftjax replay`)."""
 

@@ -258,7 +258,7 @@ def test_compare_runs_averages_radii_and_merged_models_by_name(tiny_model, revie
 
 
 @pytest.mark.parametrize(("methods", "message"), [
-    (("none", "none"), "stands twice"),
+    (("none", "none"), "'none' stands twice"),
     (("none+rate=2",), "is not lr=FACTOR"),
     (("none+lr=fast",), "is not lr=FACTOR"),
     (("nothing",), "is unknown"),
