@@ -217,7 +217,8 @@ def test_ids_beyond_the_vocabulary_are_named():
     table = Table({"messages": [[], []]}, "chat.jsonl")
     check_vocabulary(chat, table, int(chat.ids.max()) + 1)
     with pytest.raises(
-        ValueError, match=r"chat.jsonl rows 1, 2: token id \d+, and the model's vocabulary has 5"
+        ValueError,
+        match=r"rows 1, 2: the tokenizer gives token id \d+, and the model's vocabulary has 5",
     ):
         check_vocabulary(chat, table, 5)
 

@@ -131,7 +131,8 @@ def test_a_vocabulary_smaller_than_an_id_names_the_row(places, tmp_path):
         job_of(places, "vocabulary"), model=str(model), data=str(data), eval_data=str(data)
     )
     with pytest.raises(
-        ValueError, match=r"rows.jsonl row 3: token id 472, and the model's vocabulary has 472"
+        ValueError,
+        match=r"row 3: the tokenizer gives token id 472, and the model's vocabulary has 472",
     ):
         chat(job, quiet)
 
