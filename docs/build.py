@@ -18,8 +18,10 @@ import argparse
 import html
 import importlib
 import inspect
+import json
 import pathlib
 import re
+import statistics
 import sys
 import warnings
 from collections.abc import Iterator
@@ -73,10 +75,37 @@ def generated(what: str) -> str:
         from sftjax.recipes.supported import markdown
 
         return markdown()
+    if what == "ways":
+        return ways_table(ROOT / "benchmarks" / "results")
     kind, room, *names = what.split()
     if kind != "names":
-        raise ValueError(f"unknown mark {what!r}; there are: supported, names ROOM NAME ...")
+        raise ValueError(f"unknown mark {what!r}; there are: supported, ways, names ROOM NAME ...")
     return names_table(room, names)
+
+
+JOBS = {
+    "sentences": "sentences: accuracy, retrieval kept",
+    "photos": "photos: accuracy, features kept (CKA)",
+    "reports": "reports: ROUGE-L, old answers kept",
+    "chat": "chat: perplexity of answers, of other text",
+}
+"""The jobs of `benchmarks/method_table.py`, and what a cell says of them."""
+
+
+def ways_table(results: pathlib.Path) -> str:
+    """Return the means over seeds of what each way of fine-tuning learned and kept."""
+    means: dict[str, dict[str, str]] = {}
+    for job in JOBS:
+        runs = json.loads((results / f"method_table_{job}.json").read_text("utf8"))["runs"]
+        for way in dict.fromkeys(run["way"] for run in runs):
+            mine = [run for run in runs if run["way"] == way]
+            learned, kept = (statistics.mean(run[n] for run in mine) for n in ("quality", "kept"))
+            digits = 2 if learned <= 1 else 1
+            means.setdefault(way, {})[job] = f"{learned:.{digits}f}, {kept:.{digits}f}"
+    lines = [f"| way | {' | '.join(JOBS.values())} |", "|---" * (1 + len(JOBS)) + "|"]
+    for way, cells in means.items():
+        lines.append(f"| {way} | {' | '.join(cells.get(job, '-') for job in JOBS)} |")
+    return "\n".join(lines)
 
 
 def filled(text: str) -> str:

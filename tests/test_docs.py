@@ -18,7 +18,7 @@ from sftjax.models import FAMILIES
 from sftjax.recipes.methods import METHODS
 from sftjax.recipes.supported import COMMANDS, Supported, families_of, kind_of, supported
 
-ROOT = pathlib.Path(sftjax.__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 REGISTRIES = (ADAPTERS, FAMILIES, METHODS, WEIGHT_MAPS)
 
