@@ -10,7 +10,6 @@ import typing
 
 import pytest
 
-import sftjax
 from sftjax.adapters import ADAPTERS
 from sftjax.cli import Command
 from sftjax.hub import WEIGHT_MAPS
