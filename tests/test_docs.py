@@ -1,7 +1,9 @@
 """The pages: tables are what the code says, links lead somewhere, and what is told is tried out."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import json
 import pathlib
 import re
 import runpy
@@ -11,7 +13,7 @@ import typing
 import pytest
 
 from sftjax.adapters import ADAPTERS
-from sftjax.cli import Command
+from sftjax.cli import Command, main
 from sftjax.hub import WEIGHT_MAPS
 from sftjax.models import FAMILIES
 from sftjax.recipes.methods import METHODS
@@ -62,25 +64,71 @@ def files_of(page):
     return files, commands
 
 
-@pytest.mark.parametrize("page", ["add_a_family", "add_an_anchor", "add_an_adapter"])
-def test_how_to_extend_to_the_letter(page, tmp_path, monkeypatch):
+@contextlib.contextmanager
+def written(page, folder, monkeypatch):
+    """Write a page's files into a folder and go there; the registries are then as they were."""
     files, commands = files_of(DOCS / f"{page}.md")
-    assert files
-    assert commands
     for name, content in files.items():
-        (tmp_path / name).write_text(content, "utf-8")
+        (folder / name).write_text(content, "utf-8")
     before = [dict(registry) for registry in REGISTRIES]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
     try:
-        for command in commands:
-            runpy.run_path(command)
+        yield files, commands
     finally:
         for registry, content in zip(REGISTRIES, before, strict=True):
             registry.clear()
             registry.update(content)
         for name in files:
             sys.modules.pop(name.removesuffix(".py"), None)
+
+
+@pytest.mark.parametrize("page", ["add_a_family", "add_an_anchor", "add_an_adapter"])
+def test_how_to_extend_to_the_letter(page, tmp_path, monkeypatch):
+    with written(page, tmp_path, monkeypatch) as (files, commands):
+        assert files
+        assert commands
+        for command in commands:
+            runpy.run_path(command)
+
+
+TINY = {
+    "model_type": "bert", "architectures": ["BertModel"], "vocab_size": 30, "hidden_size": 8,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8,
+    "max_position_embeddings": 16, "type_vocab_size": 2, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ("add_an_anchor", ["--anchor", "l1-sp:1", "--train", "last:1"]),
+        ("add_an_adapter", ["--adapter", "ssf:targets=query|value"]),
+    ],
+)
+def test_a_name_for_the_commands(page, words, tmp_path, monkeypatch, capsys):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(TINY))
+    plan = ["plan", "--model", "tiny", "--length", "8", "--batch", "2", *words]
+    with written(page, tmp_path, monkeypatch):
+        assert main(plan) == 2
+        assert f"{words[1].partition(':')[0]!r} is unknown" in capsys.readouterr().err
+        monkeypatch.setattr(sys, "argv", ["my_sftjax.py", *plan])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path("my_sftjax.py", run_name="__main__")
+        assert end.value.code == 0
+        assert "no anchor" not in capsys.readouterr().out
+
+
+def test_a_family_of_a_class_of_its_own_is_told_of(tmp_path, monkeypatch, capsys):
+    with written("add_a_family", tmp_path, monkeypatch):
+        runpy.run_path("check_bag.py")
+        assert kind_of("bag") == "other"
+        assert [command for command in COMMANDS if "bag" in families_of(command)] == ["inspect"]
+        assert main(["supported"]) == 0
+        assert "| other | `bag` | `inspect` | their own |" in capsys.readouterr().out
+        assert main(["inspect", "checkpoint"]) == 0
+    assert "| other |" not in build.generated("supported")
 
 
 def test_the_errors_of_troubleshooting_are_those_of_the_code():

@@ -29,6 +29,8 @@ class Decision(NamedTuple):
     method: Method
     policy: Policy | None = None
     """Who may move the statistics of batch norms; None where there are none."""
+    note: str = ""
+    """What to tell a person before the run: that adapters go without the default anchor."""
 
 
 def decide(
@@ -74,6 +76,17 @@ def decide(
                 f"use --anchor {STRONG[0]}, or leave --strength {training.strength:g} out"
             )
         dose = 1.0 if training.strength else 0.0  # stands for "some" until the strength is used
+    if training.coupled and name not in STRONG:
+        raise ValueError(
+            f"--coupled is a way of {' and '.join(STRONG)}, and the anchor is {name!r}; use "
+            f"--anchor {STRONG[0]}, or leave --coupled out"
+        )
+    note = ""
+    if fresh and training.adapter and not training.anchor and dose > 0:
+        note = (
+            f"no anchor: nothing that moves with --adapter {' '.join(training.adapter)} can be "
+            "held to the pretrained weights, so the dose has no part in this run"
+        )
     if training.importance_weight != 1.0 and name != "ewc":
         raise ValueError(
             f"--importance-weight {training.importance_weight:g} is of ewc, and the anchor is "
@@ -113,7 +126,7 @@ def decide(
         coupled=training.coupled,
         importance_weight=training.importance_weight,
     )
-    return Decision(chosen, anchor, schedule, build_method(name, setting), policy)
+    return Decision(chosen, anchor, schedule, build_method(name, setting), policy, note)
 
 
 def _beside(training: Training, name: str, fresh: bool, parts: Parts) -> str:
@@ -182,10 +195,13 @@ def told(training: Training, strength: float, leaves: int) -> str:
 
     >>> told(Training(), 0.5, 40)
     'L2-SP, decoupled, dose 1 (0.5), 40 leaves'
+    >>> told(Training(coupled=True, strength=0.1), 0.1, 0)  # of an adapter's product
+    'L2-SP, coupled, strength 0.1'
     """
     name, own = parse(training.anchor)
     dose = training.dose if own is None else own
-    if (not training.anchor and not leaves) or name == "none" or (METHODS[name].dosed and not dose):
+    left_out = not training.anchor and not leaves and not training.coupled
+    if left_out or name == "none" or (METHODS[name].dosed and not dose):
         return ""
     words = [METHODS[name].title]
     if name in ("l2-sp", "ewc"):
@@ -195,6 +211,25 @@ def told(training: Training, strength: float, leaves: int) -> str:
     elif METHODS[name].dosed:
         words.append(f"dose {dose:g}" + (f" ({strength:.4g})" if strength else ""))
     return ", ".join([*words, *([f"{leaves} leaves"] if leaves else [])])
+
+
+def settings_told(training: Training, held: str) -> dict[str, Any]:
+    """Return the settings that a card lists: without a dose that had no part in the run.
+
+    Args:
+      training: how it was asked for.
+      held: from `told`.
+
+    >>> [settings_told(Training(dose=dose), "").get("dose") for dose in (1.0, 0.0)]
+    [None, 0.0]
+    >>> settings_told(Training(), "L2-SP, decoupled, dose 1 (0.5), 40 leaves")["dose"]
+    1.0
+    """
+    name, own = parse(training.anchor)
+    takes = METHODS[name].dosed and own is None and training.strength is None
+    if takes and (held or not training.dose):
+        return training.facts()
+    return {name: value for name, value in training.facts().items() if name != "dose"}
 
 
 def pretrained(params: PyTree, new: Collection[str]) -> PyTree:

@@ -75,6 +75,8 @@ def finetune(
         )  # fmt: skip
     num_steps = training.num_steps(stream.steps_per_epoch)
     plan = decide(params, new, parts, training, training.rules(), num_steps, held=held)
+    if plan.note:
+        tell(plan.note)
     new = [path for path in new if path not in held]
     method, chosen, anchor = plan.method, plan.selection, plan.anchor
     importance = None

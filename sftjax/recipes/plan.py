@@ -145,6 +145,8 @@ def _plan(job: Plan, mesh: Mesh | None, tell: Callable[[str], None]) -> Planned:
     decision = decide(
         worn.params, worn.new, worn.parts(parts), training, training.rules(), steps, held=worn.held
     )
+    if decision.note:
+        tell(decision.note)
     moving, anchor = partition(worn.params, decision.selection.trainable)[0], decision.anchor
     fresh = [path for path in worn.new if path not in worn.held]
     method = averaging(decision.method, training.average, steps, moving, fresh)

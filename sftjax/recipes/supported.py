@@ -7,6 +7,7 @@ tables that README and docs show to what this module says.
 """
 
 import dataclasses
+import inspect
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -44,6 +45,9 @@ KINDS: dict[type, str] = {
 }
 """Class of model -> what it is called."""
 
+OTHER = "other"
+"""A family whose builder returns a class that is not ours; `inspect` alone takes it."""
+
 COMMANDS: dict[str, tuple[type, ...]] = {
     "classify": (LoadedEncoder,),
     "compare": (LoadedEncoder,),
@@ -69,7 +73,7 @@ def kind_of(family: str) -> str:
     >>> kind_of("qwen3")
     'decoder'
     """
-    return KINDS[typing.get_type_hints(FAMILIES[family])["return"]]
+    return KINDS.get(inspect.signature(FAMILIES[family]).return_annotation, OTHER)
 
 
 def families_of(command: str) -> tuple[str, ...]:
@@ -79,11 +83,13 @@ def families_of(command: str) -> tuple[str, ...]:
     ('bert', 'roberta', 'xlm-roberta', 'distilbert')
     """
     taken = {KINDS[typing.get_type_hints(loaded)["model"]] for loaded in COMMANDS[command]}
+    if command == "inspect":  # it asks a model for nothing but `models.Model`
+        taken.add(OTHER)
     return tuple(family for family in FAMILIES if kind_of(family) in taken)
 
 
 def heads_of(family: str) -> tuple[str, ...]:
-    """Return the kinds of head that a family can be built with.
+    """Return the kinds of head that a family can be built with; none where they are not known.
 
     >>> heads_of("gpt2")
     ('causal-lm', 'sequence', 'hidden')
@@ -93,6 +99,7 @@ def heads_of(family: str) -> tuple[str, ...]:
         "encoder-decoder": ("seq2seq-lm",),
         "decoder": DECODER_KINDS,
         "images": IMAGE_KINDS,
+        OTHER: (),
     }[kind_of(family)]
     if family in ENCODERS and not ENCODERS[family].has_pooler:
         kinds = tuple(kind for kind in kinds if kind != "pooled")
@@ -144,8 +151,9 @@ def markdown() -> str:
     families = [
         (kind, _code(family for family in FAMILIES if kind_of(family) == kind),
          _code(command for command in COMMANDS if _takes(command, kind)),
-         _code(_heads(kind)))
-        for kind in KINDS.values()
+         _code(_heads(kind)) or "their own")
+        for kind in (*KINDS.values(), OTHER)
+        if any(kind_of(family) == kind for family in FAMILIES)
     ]  # fmt: skip
     layouts = dict.fromkeys(name for family in FAMILIES for name in layouts_of(family))
     named = [

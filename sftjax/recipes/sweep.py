@@ -143,6 +143,8 @@ def sweep(job: Job, ready: Prepared, tell: Callable[[str], None] = say) -> Swept
         for r in runs
     ]  # fmt: skip
     _check(job, ready, runs, worn, plans[0])
+    for note in dict.fromkeys(plan.note for plan in plans if plan.note):
+        tell(note)
     check(training.report_to)
     claim(job.output_dir, ready.facts)
 

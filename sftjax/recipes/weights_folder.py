@@ -7,7 +7,7 @@ from sftjax.core import PyTree, flatten, partition
 from sftjax.hub import Card, LoadReport, save
 from sftjax.models import CausalModel, ImageModel, Seq2SeqModel, TextEncoder
 from sftjax.recipes.adapter_folder import save_adapted
-from sftjax.recipes.deciding import told
+from sftjax.recipes.deciding import settings_told, told
 from sftjax.recipes.training import Training, Tuned
 from sftjax.recipes.worn import Worn, told_of, trained_beside
 
@@ -54,7 +54,8 @@ def write_weights(
     if worn.mergeable:
         plain = worn.weights(tuned.params) if weights is None else weights
         facts = training_facts(tuned, training)
-        described = card._replace(settings=training.facts(), **facts)
+        settings = settings_told(training, facts["anchored"])
+        described = card._replace(settings=settings, **facts)
         save(folder / "model", model, plain, report=report, card=described)
     return adapted
 

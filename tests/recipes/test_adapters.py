@@ -114,6 +114,7 @@ def test_every_word_runs_and_its_folder_predicts(name, tiny_model, few, tmp_path
     assert all(path.startswith(("adapter/", "base/classifier/")) for path in moved)
     held = any(row.anchored for row in found.tuned.description.rows)
     assert held == (name not in ("prompt", "prefix"))
+    assert any(text.startswith("no anchor: ") for text in said) == (not held)
     assert (folder / "adapter" / "adapter_config.json").exists() == (name in PEFTS)
     beside = predicted(folder / "adapter", few, tmp_path)
     if name in (*PEFTS,):
