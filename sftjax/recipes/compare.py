@@ -7,7 +7,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,28 +17,22 @@ from sftjax.core import count, partition
 from sftjax.data import Table, cache_folder, read
 from sftjax.evaluate import (
     accuracy,
-    paired_difference,
-    pareto,
-    point,
     retention,
     same_group_retrieval,
-    summarize,
-    table,
-    table_markdown,
 )
 from sftjax.hub import load_tokenizer
 from sftjax.models import Head
 from sftjax.objectives import classification
 from sftjax.recipes.above_prefix import touched_by
 from sftjax.recipes.bench import Bench, ModelOutputs, bench_of
+from sftjax.recipes.compare_report import Row, write_comparison
 from sftjax.recipes.contender import Contender, contender_of
 from sftjax.recipes.deciding import pretrained
 from sftjax.recipes.finetune import finetune
-from sftjax.recipes.methods import parse
 from sftjax.recipes.mixing import mixed
 from sftjax.recipes.prepare import fitting, quantized, without_held
 from sftjax.recipes.progress import say
-from sftjax.recipes.run_folder import write_json, write_text
+from sftjax.recipes.run_folder import write_json
 from sftjax.recipes.startup import keep_compiled
 from sftjax.recipes.text_models import load_encoder
 from sftjax.recipes.text_rows import Columns, Rows, encode_rows, labels_of, read_splits
@@ -46,14 +40,9 @@ from sftjax.recipes.training import Training
 from sftjax.recipes.worn import PLAIN, wear
 from sftjax.train import claim
 
-Row = dict[str, Any]
 ANOTHER = 10_000
 """Between the seeds of the models that one run merges."""
 DEFAULT = ("none", "l2-sp:1", "l2-sp:4", "mixout:1", "features:1", "wise-ft:1", "spd")
-KEPT = {
-    "retrieval": "retention: retrieval P@1 of the reference rows",
-    "cka": "retention: CKA with the pretrained features",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +197,8 @@ def compare_on(job: Compare, data: Data, tell: Callable[[str], None] = say) -> l
                 file.write(json.dumps(row) + "\n")
             tell(f"{number + 1}/{len(left)} {_line(row)}")
     rows = [done[pair] for pair in wanted]
-    _write(job, data, rows, json.loads(known.read_text("utf8")), tell)
+    before = json.loads(known.read_text("utf8"))
+    write_comparison(rows, before, next(iter(data.tests)), data.group, job.output_dir, tell)
     return rows
 
 
@@ -325,86 +315,3 @@ def _pretrained(bench: Bench, before: ModelOutputs) -> dict[str, float]:
     if bench.groups is not None:
         found["retrieval"] = same_group_retrieval(before.embeddings, bench.groups).precision
     return found
-
-
-def _write(
-    job: Compare,
-    data: Data,
-    rows: list[Row],
-    before: dict[str, float],
-    tell: Callable[[str], None],
-) -> None:
-    metrics = [
-        name
-        for name in rows[0]
-        if name not in ("method", "seed", "seconds", "train_loss", "trained")
-    ]
-    means = summarize(rows, "method", metrics)
-    several, baseline = job.seeds > 1, rows[0]["method"]
-    shown = [
-        {
-            "method": row["method"],
-            **{m: f"{row[m]:.3f} ± {row[f'{m}_sd']:.3f}" if several else row[m] for m in metrics},
-        }
-        for row in means
-    ]
-    shown.append(
-        {
-            "method": "(pretrained)",
-            **{m: f"{before[m]:.3f}" if m in before else "" for m in metrics},
-        }
-    )
-    differences: list[Row] = []
-    if several and len(job.methods) > 1:
-        differences = paired_difference(rows, {"method": baseline}, "method", metrics=metrics)
-    home = next(iter(data.tests))
-    kept = "retrieval" if "retrieval" in metrics else "cka"
-    across = "elsewhere" if "elsewhere" in metrics else home
-    folder = job.output_dir
-    for name, measure in {home: home, across: across}.items():
-        pareto(
-            [_point(text, rows, measure, kept) for text in job.methods],
-            folder / "plots" / f"pareto-{name}.png",
-            pretrained=before[kept],
-            xlabel=KEPT[kept],
-            ylabel=f"accuracy, {measure}",
-        )
-    write_json(
-        folder / "metrics.json",
-        {"runs": rows, "pretrained": before, "means": means, "differences": differences},
-    )
-    columns = ["method", *metrics]
-    text = [f"# {len(job.methods)} methods, {job.seeds} seeds"]
-    text.append(_explained(home, data.group, metrics))
-    text.append(table_markdown(shown, columns))
-    if differences:
-        text.append(f"## Against `{baseline}`, paired by seed")
-        text.append("Mean difference with its 95 % t interval.")
-        plain = [{name: row[name] for name in columns} for row in differences]
-        text.append(table_markdown(plain, columns))
-    text.append(f"![accuracy against retention](plots/pareto-{across}.png)")
-    write_text(folder / "report.md", "\n\n".join(text) + "\n")
-    tell("\n" + table(shown, columns))
-    tell(f"report and plots: {folder}")
-
-
-def _explained(home: str, group: str | None, metrics: Sequence[str]) -> str:
-    words = [f"Mean and standard deviation over seeds. `{home}` is the domain of the training rows"]
-    if "elsewhere" in metrics:
-        words.append("`elsewhere` the mean of the others")
-    if "retrieval" in metrics:
-        words.append(
-            f"`retrieval` how often the nearest other reference row is of the same {group}"
-        )
-    words.append("`cka` the likeness of the features to the pretrained model's")
-    words.append("`moved` the distance of the weights from it.")
-    return ", ".join(words)
-
-
-def _point(text: str, rows: list[Row], measure: str, kept: str) -> Any:
-    mine = [row for row in rows if row["method"] == text]
-    anchor, *words = text.split("+")
-    name, dose = parse(anchor)
-    method = "+".join([name, *words])
-    accuracies, retained = ([row[what] for row in mine] for what in (measure, kept))
-    return point(text, accuracies, retained, method=method, dose=dose)

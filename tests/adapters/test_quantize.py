@@ -319,7 +319,7 @@ class TestLoading:
         assert jax.tree.structure(found) == jax.tree.structure(wanted)
         for path, leaf in flatten(wanted).items():
             np.testing.assert_array_equal(flatten(found)[path], leaf)
-        with pytest.raises(ValueError, match="quantize='fp4'; known: nf4, nf4-double"):
+        with pytest.raises(ValueError, match="quantize is 'fp4'; it is one of nf4, nf4-double"):
             load(tmp_path / "m", quantize="fp4")
 
     @pytest.mark.skipif(
