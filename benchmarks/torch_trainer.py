@@ -1,14 +1,16 @@
-"""How do time and accuracy compare with transformers' own Trainer on torch?
+"""How do time and accuracy compare with transformers' own Trainer (and PEFT) on torch?
 
     python benchmarks/torch_trainer.py            # about 8 minutes on 2 cores
+    python benchmarks/torch_trainer.py --lora     # a LoRA, beside PEFT: about 5 minutes
     python benchmarks/torch_trainer.py --quick    # about 1 minute: one seed, a fifth of the rows
 
 MiniLM-L6 learns the sentiment of 1,600 film sentences (cut to 32 tokens, 16 a batch, one pass)
-and is tested on 1,000 others: every weight, the last two blocks, the head. Both sides start from
-the same files, new head included, and see the same batches in the same order, with AdamW (decay
-0.01 on matrices), a linear schedule without warmup, gradients clipped at 1, dropout off. The
-Trainer freezes by `requires_grad_(False)`. A seed is a new head and a new order. Runs take turns;
-torch has a process of its own. Weights and sentences (86 MB) are fetched on the first run.
+and is tested on 1,000 others: every weight, the last two blocks, the head; or a LoRA of queries
+and values with the last layer. Both sides start from the same files, new head and adapter
+included, and see the same batches in the same order, with AdamW (decay 0.01 on matrices), a
+linear schedule without warmup, gradients clipped at 1, dropout off. The Trainer freezes by
+`requires_grad_(False)`. A seed is a new head and a new order. Runs take turns; torch has a
+process of its own. Weights and sentences (86 MB) are fetched on the first run.
 
 Time is that of the training loop, per update, with logging every 10; sftjax's compilation is listed
 apart, and "loss differs" is the greatest difference between the two logged loss curves.
@@ -26,13 +28,25 @@ from typing import Any, NamedTuple
 import pairs
 import peer
 
+
+class Mode(NamedTuple):
+    """What moves."""
+
+    rules: tuple[str, ...]
+    beginnings: tuple[str, ...]
+    """Of torch's names that stay trainable; all of them if none is named."""
+    learning_rate: float
+
+
+TOP = ("bert.encoder.layer.4.", "bert.encoder.layer.5.")
+HEAD = ("bert.pooler.", "classifier.")
+LORA = "LoRA, rank 8"
 MODES = {
-    "full": ("all", (), 1e-4),
-    "last 2 blocks": ("last:2", ("bert.encoder.layer.4.", "bert.encoder.layer.5.", "bert.pooler.",
-                                 "classifier."), 1e-4),
-    "head only": ("head", ("bert.pooler.", "classifier."), 1e-3),
-}  # fmt: skip
-"""Mode -> our rule, the beginnings of torch's names that stay trainable, the learning rate."""
+    "full": Mode(("all",), (), 1e-4),
+    "last 2 blocks": Mode(("last:2",), (*TOP, *HEAD), 1e-4),
+    "head only": Mode(("head",), HEAD, 1e-3),
+    LORA: Mode(("adapter", "base/classifier"), (), 1e-3),
+}
 LENGTH = 32
 ROWS = 16
 LOGGING = 10
@@ -58,6 +72,7 @@ def main() -> None:
     """Prepare the data once, run both sides in turns, print and write."""
     options = pairs.parser(__doc__, turns=3, steps=100)
     options.add_argument("--quick", action="store_true", help="one seed, a fifth of the rows")
+    options.add_argument("--lora", action="store_true", help="a LoRA beside PEFT, by itself")
     options.add_argument("--model", help="a folder with MiniLM-L6 (fetched when left out)")
     options.add_argument("--serve", action="store_true", help="(used inside)")
     args = options.parse_args()
@@ -67,17 +82,21 @@ def main() -> None:
     seeds = range(1 if args.quick else args.turns)
     steps, tests = (args.steps // 5, 200) if args.quick else (args.steps, 1000)
 
+    modes = [mode for mode in MODES if (mode == LORA) == args.lora]
+    name = "torch_trainer"
+    if args.lora:
+        pairs.PACKAGES, name = (*pairs.PACKAGES, "peft"), "torch_trainer_lora"
     watch = pairs.Watch()
     runs: dict[str, dict[str, list[Run]]] = {}
     with (
-        tempfile.TemporaryDirectory() as name,
+        tempfile.TemporaryDirectory() as temporary,
         peer.Peer([sys.executable, __file__, "--serve"]) as torch,
     ):
-        folder = pathlib.Path(name)
+        folder = pathlib.Path(temporary)
         sentences = Sentences(steps * ROWS, tests, args.model)
         for seed in seeds:
             sentences.prepare(folder, seed, steps)
-            for mode in MODES:
+            for mode in modes:
                 ours = sftjax_side(folder, mode, steps)
                 theirs = Run(*torch.ask({"folder": str(folder), "mode": mode, "steps": steps}))
                 if ours.trainable != theirs.trainable:
@@ -97,7 +116,7 @@ def main() -> None:
         for mode, both in runs.items()
     }
     facts = {"settings": settings, "results": results}
-    pairs.publish("torch_trainer", watch.facts(), [rows], facts, args.output)
+    pairs.publish(name, watch.facts(), [rows], facts, args.output)
 
 
 def row_of(mode: str, ours: list[Run], theirs: list[Run]) -> dict[str, str]:
@@ -150,6 +169,7 @@ class Sentences:
         labels = ("negative", "positive")
         loaded = load(self.model, head="sequence", labels=labels, key=jax.random.key(seed))
         save(folder / "model", loaded.model, loaded.params, report=loaded.report)
+        self._prepare_adapter(folder, seed)
         for split, (encoded, values) in self.splits.items():
             shuffle = split == "train"
             batches = Batches(encoded, values, ROWS, (LENGTH,), seed=seed, shuffle=shuffle)
@@ -157,6 +177,22 @@ class Sentences:
             each = [batches.at(step) for step in range(count)]
             joined = {name: np.stack([batch[name] for batch in each]) for name in each[0]}
             np.savez(folder / f"{split}.npz", **joined)
+
+    def _prepare_adapter(self, folder: pathlib.Path, seed: int) -> None:
+        """Write a fresh adapter of queries and values, and the last layer, as PEFT does."""
+        import jax
+
+        from sftjax.adapters import lora, plan_adapter, with_adapter
+        from sftjax.core import flatten
+        from sftjax.hub import load, save_adapter
+
+        model, params, report = load(folder / "model")
+        plan = plan_adapter(
+            params, lora(r=8, lora_alpha=16), target_modules=["query", "value"]
+        )  # fmt: skip
+        worn = with_adapter(params, plan, jax.random.key(seed))
+        trained = [path for path in flatten(params) if path.startswith("classifier/")]
+        save_adapter(folder / "adapter", model, worn, plan, report=report, trained=trained)
 
 
 def read_batches(folder: pathlib.Path, split: str) -> dict[str, Any]:
@@ -171,19 +207,23 @@ def sftjax_side(folder: pathlib.Path, mode: str, steps: int) -> Run:
     """Train and test with sftjax."""
     import jax
 
+    from sftjax.adapters import side_branch
     from sftjax.anchor import adamw
     from sftjax.core import combine, count
-    from sftjax.hub import load
+    from sftjax.hub import load, load_adapter
     from sftjax.objectives import classification
     from sftjax.select import select
     from sftjax.train import compile_step, fit, init, linear_schedule, make_step
 
-    rule, _, learning_rate = MODES[mode]
-    model, params, _ = load(folder / "model")
-    trainable = select(params, rule).trainable
-    schedule = linear_schedule(learning_rate, steps, warmup_ratio=0.0)
+    model, params, report = load(folder / "model")
+    logits = model.apply
+    if mode == LORA:
+        worn = load_adapter(folder / "adapter", model, params, report=report)
+        params, logits = worn.params, side_branch(model.apply, worn.plan)
+    trainable = select(params, [(rule, 1.0) for rule in MODES[mode].rules]).trainable
+    schedule = linear_schedule(MODES[mode].learning_rate, steps, warmup_ratio=0.0)
     tx = adamw(schedule, weight_decay=WEIGHT_DECAY, max_grad_norm=1.0)
-    step = compile_step(make_step(classification(model.apply), tx))
+    step = compile_step(make_step(classification(logits), tx))
     train, test = read_batches(folder, "train"), read_batches(folder, "test")
 
     def batch_at(number: int) -> dict[str, Any]:
@@ -198,7 +238,7 @@ def sftjax_side(folder: pathlib.Path, mode: str, steps: int) -> Run:
     run = fit(step, state, fixed, batch_at, steps, log_steps=LOGGING)
     cpu = time.process_time() - cpu
 
-    apply = jax.jit(model.apply)
+    apply = jax.jit(logits)
     right = 0
     for number in range(len(test["labels"])):
         batch = {name: values[number] for name, values in test.items()}
@@ -213,6 +253,7 @@ def sftjax_side(folder: pathlib.Path, mode: str, steps: int) -> Run:
 
 def torch_side() -> tuple[Any, Any]:
     """Return what trains and tests with the Trainer, run by run."""
+    import peft
     import torch
     import transformers
 
@@ -236,12 +277,15 @@ def torch_side() -> tuple[Any, Any]:
 
     def train(request: dict[str, Any]) -> Run:
         folder, steps = pathlib.Path(request["folder"]), request["steps"]
-        _, beginnings, learning_rate = MODES[request["mode"]]
+        mode = MODES[request["mode"]]
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
             folder / "model", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
         )
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not beginnings or name.startswith(beginnings))
+        if request["mode"] == LORA:
+            model = peft.PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
+        else:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(not mode.beginnings or name.startswith(mode.beginnings))
         moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
         test, clock = Rows(read_batches(folder, "test")), peer.trainer_clock()
         settings = transformers.TrainingArguments(
@@ -250,7 +294,7 @@ def torch_side() -> tuple[Any, Any]:
             per_device_train_batch_size=ROWS,
             per_device_eval_batch_size=ROWS,
             train_sampling_strategy="sequential",
-            learning_rate=learning_rate,
+            learning_rate=mode.learning_rate,
             weight_decay=WEIGHT_DECAY,
             max_grad_norm=1.0,
             lr_scheduler_type="linear",
@@ -258,6 +302,7 @@ def torch_side() -> tuple[Any, Any]:
             logging_steps=LOGGING,
             save_strategy="no",
             disable_tqdm=True,
+            label_names=["labels"],  # which the Trainer does not find behind an adapter
             dataloader_pin_memory=False,
             use_cpu=True,
         )
