@@ -187,7 +187,9 @@ class TestRefused:
             prompt_tuning(P, prompt_tuning_init=start)
 
     def test_an_id_outside_the_table(self, small):
-        with pytest.raises(ValueError, match=r"id 50; bert/embeddings/word_embeddings has 50 rows"):
+        with pytest.raises(
+            ValueError, match=r"id 50, and bert/embeddings/word_embeddings has the ids 0 to 49"
+        ):
             fresh(small("bert", "sequence").params, prompt_tuning(P, prompt_tuning_init=[50]))
 
     def test_rows_too_long_with_the_prompt(self, small):

@@ -148,7 +148,7 @@ def misfits(tiny_model, tuned, tmp_path_factory):
     (("a",), "wise", "write 'wise:0.5'"),
     (("a",), "wise:2", "from 0 to 1"),
     (("a",), "mean", "is no way to merge"),
-    (("base",), "uniform", "models have a pooled head"),
+    (("base",), "uniform", "these have a pooled head"),
 ])  # fmt: skip
 def test_what_cannot_be_merged_is_refused(
     models, how, message, tiny_model, tuned, misfits, tmp_path, capsys

@@ -25,8 +25,9 @@ def few(tmp_path_factory, reviews):
     return path
 
 
-def options(model, data, folder, *more):
-    return ["classify", "--model", str(model), "--data", str(data), "--eval-data", str(data),
+def options(model, data, folder, *more, held_out=None):
+    return ["classify", "--model", str(model), "--data", str(data),
+            "--eval-data", str(held_out or data),
             "--output-dir", str(folder), "--train", "new", "--max-steps", "6", "--eval-steps", "3",
             "--logging-steps", "2", "--per-device-train-batch-size", "1", "--max-length", "16",
             *more]  # fmt: skip
@@ -163,7 +164,7 @@ def test_an_update_of_a_run_is_replayed_to_the_bit(tiny_model, few, tmp_path, ca
     # Other rows under the same name are refused, or accepted and noted.
     other = tmp_path / "other.csv"
     other.write_text("".join(few.read_text().splitlines(keepends=True)[:25]))
-    again = options(tiny_model, other, folder, "--eval-data", str(few))
+    again = options(tiny_model, other, folder, held_out=few)
     assert main(again) == 2
     assert "train_rows" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="made with something else"):
@@ -178,7 +179,7 @@ def test_updates_that_are_not_finite_are_skipped_counted_and_told(tiny_model, tm
     rows[5]["label"] = 3e38
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     given = options(tiny_model, tmp_path / "train.jsonl", tmp_path / "run", "--task", "regression",
-                    "--eval-data", str(tmp_path / "eval.jsonl"))  # fmt: skip
+                    held_out=tmp_path / "eval.jsonl")  # fmt: skip
     assert main([*given, "--on-nan", "stop"]) == 2
     said = capsys.readouterr().err
     assert "at update" in said
