@@ -54,7 +54,7 @@ def test_rows_weigh_the_choice_and_nothing_else(backend):
 @pytest.mark.parametrize(("questions", "choices", "error"), [
     (["a"], [["b"]], "row 0 has 1; choosing takes two"),
     (["a"], [["b", " "]], "row 0 has an empty one"),
-    (["", "a"], [["b", "c"], ["d", "e"]], "row 0: the question has 0 tokens"),
+    (["", "a"], [["b", "c"], ["d", "e"]], "row 0: the question alone has 0 tokens"),
     (["a b " * 60], [["b", "c"]], r"row 0: \d+ tokens, and at most 64"),
 ])  # fmt: skip
 def test_choices_that_cannot_be_measured_are_refused(backend, questions, choices, error):

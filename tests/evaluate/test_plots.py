@@ -149,7 +149,7 @@ def test_nothing_to_draw_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no run has a block with pretrained"):
         moved_per_block({"a": TABLE[3:]}, path)
     other = {"movie": RESULTS["before"]["movie"]._replace(level=0.9)}
-    with pytest.raises(ValueError, match="2 levels"):
+    with pytest.raises(ValueError, match=r"the levels \[0.9, 0.95\]"):
         domains({**RESULTS, "other": other}, path)
     assert not path.exists()
 

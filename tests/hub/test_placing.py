@@ -78,7 +78,7 @@ def test_no_leaf_is_made_on_the_host_where_nothing_is_cast(tmp_path, axes):
 
 def test_few_bits_are_not_laid_out(folder):
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
-    with pytest.raises(ValueError, match="leave out quantize or sharding"):
+    with pytest.raises(ValueError, match="leave one of them out"):
         load(folder, quantize="nf4", sharding=by_rules(mesh, []))
 
 

@@ -197,7 +197,7 @@ def test_convolutions_wear_adapters_by_name(tiny_resnet, cells, tmp_path):
     )
     np.testing.assert_allclose(beside, merged, atol=1e-4)
     plain = dataclasses.replace(training, adapter=("lora:r=2",))
-    with pytest.raises(ValueError, match="only taken by name"):
+    with pytest.raises(ValueError, match="takes convolutions only by"):
         images(job(tiny_resnet, cells, tmp_path / "b", plain), silent)
 
 
