@@ -30,10 +30,11 @@ from typing import Any
 
 import pairs
 
+from sftjax.recipes.startup import MEASURING
+
 LINE = re.compile(r"first update after ([\d.]+) s: (.*)")
 PART = re.compile(r"([a-z ]+) ([\d.]+) s(?:, |$)")
-FIRST = "measuring what it could before"
-PARTS = ("all", "import", "load", "compile", FIRST, "data and the rest")
+PARTS = ("all", "import", "load", "compile", MEASURING, "data and the rest")
 SHORT = ("--max-steps", "4", "--eval-steps", "4", "--anchor", "none")
 COMMANDS = {
     "classify": ("--model", "asset:minilm-l6", "--data", "rated.csv", "--train", "last:2"),
@@ -119,7 +120,7 @@ def started(folder: pathlib.Path, name: str, cache: str) -> dict[str, float]:
             if match:
                 process.kill()
                 parts = {part: float(seconds) for part, seconds in PART.findall(match[2])}
-                return {"all": float(match[1]), FIRST: 0.0, **parts}
+                return {"all": float(match[1]), MEASURING: 0.0, **parts}
     raise SystemExit(f"{name} ended before its first update:\n{''.join(said)}")
 
 
@@ -143,7 +144,7 @@ def rows_of(name: str, starts: dict[str, list[dict[str, float]]]) -> list[dict[s
             "cache": {"cold": "empty", "warm": "full"}[kind],
             **{part: f"{seconds:.1f}" for part, seconds in parts.items()},
             "of the cold start": ratio() if kind == "warm" else "",
-            "less the measuring": ratio(FIRST) if kind == "warm" else "",
+            "less the measuring": ratio(MEASURING) if kind == "warm" else "",
         }
         for kind, parts in medians.items()
     ]

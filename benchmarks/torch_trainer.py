@@ -96,6 +96,8 @@ def main() -> None:
         sentences = Sentences(steps * ROWS, tests, args.model)
         for seed in seeds:
             sentences.prepare(folder, seed, steps)
+            if args.lora:
+                write_adapter(folder, seed)
             for mode in modes:
                 ours = sftjax_side(folder, mode, steps)
                 theirs = Run(*torch.ask({"folder": str(folder), "mode": mode, "steps": steps}))
@@ -169,7 +171,6 @@ class Sentences:
         labels = ("negative", "positive")
         loaded = load(self.model, head="sequence", labels=labels, key=jax.random.key(seed))
         save(folder / "model", loaded.model, loaded.params, report=loaded.report)
-        self._prepare_adapter(folder, seed)
         for split, (encoded, values) in self.splits.items():
             shuffle = split == "train"
             batches = Batches(encoded, values, ROWS, (LENGTH,), seed=seed, shuffle=shuffle)
@@ -178,21 +179,20 @@ class Sentences:
             joined = {name: np.stack([batch[name] for batch in each]) for name in each[0]}
             np.savez(folder / f"{split}.npz", **joined)
 
-    def _prepare_adapter(self, folder: pathlib.Path, seed: int) -> None:
-        """Write a fresh adapter of queries and values, and the last layer, as PEFT does."""
-        import jax
 
-        from sftjax.adapters import lora, plan_adapter, with_adapter
-        from sftjax.core import flatten
-        from sftjax.hub import load, save_adapter
+def write_adapter(folder: pathlib.Path, seed: int) -> None:
+    """Write a fresh adapter of queries and values, and the last layer, as PEFT does."""
+    import jax
 
-        model, params, report = load(folder / "model")
-        plan = plan_adapter(
-            params, lora(r=8, lora_alpha=16), target_modules=["query", "value"]
-        )  # fmt: skip
-        worn = with_adapter(params, plan, jax.random.key(seed))
-        trained = [path for path in flatten(params) if path.startswith("classifier/")]
-        save_adapter(folder / "adapter", model, worn, plan, report=report, trained=trained)
+    from sftjax.adapters import lora, plan_adapter, with_adapter
+    from sftjax.core import flatten
+    from sftjax.hub import load, save_adapter
+
+    model, params, report = load(folder / "model")
+    plan = plan_adapter(params, lora(r=8, lora_alpha=16), target_modules=["query", "value"])
+    worn = with_adapter(params, plan, jax.random.key(seed))
+    trained = [path for path in flatten(params) if path.startswith("classifier/")]
+    save_adapter(folder / "adapter", model, worn, plan, report=report, trained=trained)
 
 
 def read_batches(folder: pathlib.Path, split: str) -> dict[str, Any]:

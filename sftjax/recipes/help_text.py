@@ -1,6 +1,7 @@
 """The words of --help, as paragraphs instead of the lines of the source."""
 
 import dataclasses
+import functools
 import inspect
 import typing
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ import docstring_parser
 import tyro
 
 
+@functools.cache  # commands share groups, which are turned once
 def as_paragraphs(command: type) -> None:
     """Let --help wrap what is said of a command's settings to the terminal's width.
 

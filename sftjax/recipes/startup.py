@@ -84,9 +84,7 @@ def told() -> str:
         return ""
     clock = _clocks.pop()
     total = time.monotonic() - clock.began
-    parts = {name: clock.parts.get(name, 0.0) for name in ("import", "load", "compile")}
-    if MEASURING in clock.parts:
-        parts[MEASURING] = clock.parts[MEASURING]
+    parts = dict.fromkeys(("import", "load", "compile"), 0.0) | clock.parts
     parts["data and the rest"] = max(total - sum(parts.values()), 0.0)
     said = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
     return f"first update after {total:.1f} s: {said}"

@@ -1,16 +1,13 @@
 """What the command line says of an error: one paragraph and a code, or a fault's traceback."""
 
-import dataclasses
 import os
 import subprocess
 import sys
-import typing
 
 import pytest
 from jax.errors import JaxRuntimeError
 
 from sftjax import cli
-from sftjax.recipes import explain
 from sftjax.recipes.explain import explained
 
 
@@ -49,18 +46,6 @@ def test_what_is_no_option_of_any_command_is_not_said_to_be_one():
     """A message of a function that names its own argument, or a value of `--mesh`."""
     for text in ("r=0; a rank is an integer of 1 or more", "the mesh 'data=3' has 8 devices"):
         assert explained(ValueError(text)) == text
-    settings = {name for command in typing.get_args(cli.Command) for name in _settings(command)}
-    assert set(explain._OPTIONS) <= settings
-
-
-def _settings(kind):
-    """The names of a command's settings, those of its groups too."""
-    if typing.get_origin(kind) is typing.Annotated:
-        return _settings(typing.get_args(kind)[0])
-    if not dataclasses.is_dataclass(kind):
-        return set()
-    hints = typing.get_type_hints(kind, include_extras=True)
-    return set(hints).union(*(_settings(hint) for hint in hints.values()))
 
 
 def test_a_text_that_names_an_option_is_left_alone():

@@ -7,6 +7,7 @@ import docstring_parser
 import pytest
 
 from sftjax import cli
+from sftjax.recipes import explain
 from sftjax.recipes.help_text import as_paragraphs
 
 
@@ -64,6 +65,11 @@ def test_every_setting_of_a_command_is_explained(command, capsys):
         cli.main([command, "--help"])
     assert ended.value.code == 0
     assert "usage: sftjax" in capsys.readouterr().out
+
+
+def test_what_errors_call_an_option_is_one():
+    known = {name for command in COMMANDS.values() for name in settings(command)}
+    assert set(explain._OPTIONS) <= known
 
 
 def test_an_option_given_twice_would_lose_its_first_values(capsys):
