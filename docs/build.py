@@ -60,7 +60,7 @@ def names_table(room: str, names: list[str]) -> str:
         value = getattr(module, name)
         if not (inspect.isfunction(value) or inspect.isclass(value)):
             raise ValueError(f"{room}.{name} has no docstring of its own; leave it out")
-        source = pathlib.Path(inspect.getsourcefile(inspect.unwrap(value)) or "").relative_to(ROOT)
+        source = inspect.unwrap(value).__module__.replace(".", "/") + ".py"
         rows.append(f"| [`{name}`](../{source}) | {_cell(first_sentence(value.__doc__ or ''))} |")
     return "\n".join([f"| `{room}` | |", "|---|---|", *rows])
 

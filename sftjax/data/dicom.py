@@ -1,5 +1,8 @@
 """DICOM pictures and series (extra `medical`): rescaled, windowed, right way round, in order."""
 
+import io
+import math
+import struct
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +13,14 @@ from sftjax.data.decode import UnreadableImage
 
 Window = tuple[float, float]
 """`(centre, width)` in the file's own units after rescaling (Hounsfield units in CT)."""
+
+_READ = (
+    "PhotometricInterpretation", "NumberOfFrames", "Modality", "SeriesInstanceUID", "BitsStored",
+    "WindowCenter", "WindowWidth", "VOILUTFunction", "RescaleSlope", "RescaleIntercept",
+    "InstanceNumber", "SliceThickness", "PixelSpacing", "ImagePositionPatient",
+    "ImageOrientationPatient",
+)  # fmt: skip
+"""The fields that are looked at beside the pixels."""
 
 
 class Volume(NamedTuple):
@@ -45,11 +56,12 @@ def read_dicom(path: str | Path, window: Window | None = None) -> np.ndarray:
     path = Path(path)
     data = _open(path)
     values = _pixels(data, path)
-    kind = str(getattr(data, "PhotometricInterpretation", "MONOCHROME2"))
-    if int(getattr(data, "NumberOfFrames", 1) or 1) > 1:
+    kind = str(data.get("PhotometricInterpretation") or "MONOCHROME2")
+    (frames,) = _numbers(data, path, "NumberOfFrames", (1.0,))
+    if frames > 1:
         raise UnreadableImage(
-            f"{path} holds {data.NumberOfFrames} frames; read it with read_series, or save the "
-            "frame that is meant"
+            f"{path} holds {frames:g} frames; read it with read_series, or save the frame that is "
+            "meant"
         )
     if kind == "PALETTE COLOR":
         from pydicom.pixels.processing import apply_color_lut
@@ -60,14 +72,14 @@ def read_dicom(path: str | Path, window: Window | None = None) -> np.ndarray:
         if values.dtype == np.uint8:
             return values
         return np.round(values / float(2**data.BitsStored - 1) * 255).astype(np.uint8)
-    values = _rescaled(values, data)
-    window = window or _window(data)
+    values = _rescaled(values, data, path)
+    window = window or _window(data, path)
     if window is not None and window[1] < 1:
         raise UnreadableImage(
             f"{path}: its window (centre {window[0]:g}, width {window[1]:g}) is narrower than 1, "
             "which DICOM forbids; mend WindowWidth in the file, or give read_dicom a `window`"
         )
-    unit = _windowed(values, window, str(getattr(data, "VOILUTFunction", "")))
+    unit = _windowed(values, window, str(data.get("VOILUTFunction") or ""))
     if kind == "MONOCHROME1":
         unit = 1 - unit
     return np.round(unit * 65535).astype(np.uint16)
@@ -96,7 +108,7 @@ def read_series(folder: str | Path, series: str | None = None) -> Volume:
     for path in files:
         if path.name.upper() != "DICOMDIR":
             data = _open(path)
-            found.setdefault(str(getattr(data, "SeriesInstanceUID", "")), []).append((data, path))
+            found.setdefault(str(data.get("SeriesInstanceUID") or ""), []).append((data, path))
     if not found:
         raise UnreadableImage(f"{folder} holds no DICOM file")
     if series is None and len(found) > 1:
@@ -107,22 +119,22 @@ def read_series(folder: str | Path, series: str | None = None) -> Volume:
     if series is not None and series not in found:
         raise UnreadableImage(f"{folder} has no series {series}; it has {', '.join(found)}")
     planes = found[series] if series is not None else next(iter(found.values()))
-    places = [_place(data) for data, _ in planes]
+    places = [_place(*plane) for plane in planes]
     positioned = all(place is not None for place in places)
     keys = [
-        place if positioned else float(getattr(data, "InstanceNumber", number) or 0)
-        for number, ((data, _), place) in enumerate(zip(planes, places, strict=True))
+        place if positioned else _numbers(*plane, "InstanceNumber", (float(number),))[0]
+        for number, (plane, place) in enumerate(zip(planes, places, strict=True))
     ]
     order = np.argsort(np.array(keys, float), kind="stable")
-    values = [_rescaled(_pixels(*planes[i]), planes[i][0]) for i in order]
+    values = [_rescaled(_pixels(*planes[i]), *planes[i]) for i in order]
     if len({plane.shape for plane in values}) > 1 or values[0].ndim != 2:
         shapes = ", ".join(sorted({str(plane.shape) for plane in values}))
         raise UnreadableImage(
             f"{folder}: its planes do not make one volume, their shapes are {shapes}; keep only "
             "the grey planes of one size in the folder"
         )
-    first = planes[order[0]][0]
-    gap = float(getattr(first, "SliceThickness", None) or 1.0)
+    first = planes[order[0]]
+    gap = _numbers(*first, "SliceThickness", (1.0,))[0] or 1.0
     if positioned and len(order) > 1:
         gaps = np.diff(np.array(keys, float)[order])
         gap = float(np.median(gaps))
@@ -134,14 +146,14 @@ def read_series(folder: str | Path, series: str | None = None) -> Volume:
                 f"{where}; one is missing or there twice: copy the series again, or remove the "
                 "second"
             )
-    down, across = (float(v) for v in getattr(first, "PixelSpacing", (1.0, 1.0)))
+    down, across = _numbers(*first, "PixelSpacing", (1.0, 1.0))
     return Volume(np.stack(values).astype(np.float32), (gap, down, across), str(folder))
 
 
 def _open(path: Path) -> Any:
     try:
         import pydicom
-        from pydicom.errors import InvalidDicomError
+        from pydicom.errors import BytesLengthException, InvalidDicomError
     except ImportError as error:
         raise ImportError(
             f'{path} is DICOM, which needs pydicom: pip install "sftjax[medical]"'
@@ -150,14 +162,22 @@ def _open(path: Path) -> Any:
         with warnings.catch_warnings():
             # Old scanners write values that the standard has since forbidden; the pixels are fine.
             warnings.simplefilter("ignore")
-            return pydicom.dcmread(path)
-    except (InvalidDicomError, OSError, EOFError, ValueError) as error:
+            # From memory: a file object makes room for whatever length a damaged field has.
+            data = pydicom.dcmread(io.BytesIO(path.read_bytes()))
+            for name in _READ:  # pydicom decodes a field when it is asked for
+                data.get(name)
+            return data
+    except (
+        InvalidDicomError, BytesLengthException, struct.error, OSError, EOFError, ValueError,
+        TypeError, LookupError, AttributeError, NotImplementedError,
+    ) as error:  # fmt: skip
+        # What pydicom raises for damaged headers.
         raise UnreadableImage(f"{path} is no whole DICOM file: {error}") from error
 
 
 def _pixels(data: Any, path: Path) -> np.ndarray:
     if not any(name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        kind = getattr(data, "Modality", None)
+        kind = data.get("Modality")
         raise UnreadableImage(
             f"{path} is DICOM without pixels" + (f" (modality {kind})" if kind else "")
         )
@@ -165,25 +185,52 @@ def _pixels(data: Any, path: Path) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return np.asarray(data.pixel_array)
-    except (RuntimeError, ValueError, AttributeError, NotImplementedError, OSError) as error:
+    except (
+        RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, OSError,
+    ) as error:  # fmt: skip
         # What pydicom raises for damaged pixels and for compressions without a decoder.
         raise UnreadableImage(f"{path}: the pixels cannot be decoded: {error}") from error
 
 
-def _rescaled(values: np.ndarray, data: Any) -> np.ndarray:
-    slope = float(getattr(data, "RescaleSlope", 1) or 1)
-    return values.astype(np.float32) * slope + float(getattr(data, "RescaleIntercept", 0) or 0)
+def _numbers(
+    data: Any, path: Path, name: str, absent: tuple[float, ...], *, more: bool = False
+) -> tuple[float, ...]:
+    """Return a field of numbers; `absent`, which is as long, where the file has none.
+
+    Raises:
+      UnreadableImage: if they are no numbers or (but for `more`) not as many.
+    """
+    value = data.get(name)
+    if value is None or str(value) == "":
+        return absent
+    several = hasattr(value, "__len__") and not isinstance(value, str)
+    try:
+        numbers = tuple(float(one) for one in (value if several else (value,)))
+    except (ValueError, TypeError):
+        numbers = ()
+    if not all(map(math.isfinite, numbers)):
+        numbers = ()
+    if len(numbers) != len(absent) and not (more and len(numbers) > len(absent)):
+        many = f"{len(absent)} numbers" if len(absent) > 1 else "a number"
+        raise UnreadableImage(
+            f"{path}: its {name} is {value!r}, which should be {many}; mend it in the file, or "
+            "copy the file again"
+        )
+    return numbers[: len(absent)]
 
 
-def _window(data: Any) -> Window | None:
+def _rescaled(values: np.ndarray, data: Any, path: Path) -> np.ndarray:
+    (slope,) = _numbers(data, path, "RescaleSlope", (1.0,))
+    (intercept,) = _numbers(data, path, "RescaleIntercept", (0.0,))
+    return values.astype(np.float32) * (slope or 1.0) + intercept
+
+
+def _window(data: Any, path: Path) -> Window | None:
     """Return the first window of the file; there may be several, for different tissues."""
-    centre, width = getattr(data, "WindowCenter", None), getattr(data, "WindowWidth", None)
-    if centre is None or width is None or str(centre) == "" or str(width) == "":
-        return None
-    first = [
-        v[0] if hasattr(v, "__len__") and not isinstance(v, str) else v for v in (centre, width)
-    ]
-    return float(first[0]), float(first[1])
+    nan = float("nan")
+    (centre,) = _numbers(data, path, "WindowCenter", (nan,), more=True)
+    (width,) = _numbers(data, path, "WindowWidth", (nan,), more=True)
+    return None if np.isnan(centre) or np.isnan(width) else (centre, width)
 
 
 def _windowed(values: np.ndarray, window: Window | None, function: str) -> np.ndarray:
@@ -199,11 +246,10 @@ def _windowed(values: np.ndarray, window: Window | None, function: str) -> np.nd
     return np.clip((values - (centre - 0.5)) / max(width - 1, 1e-6) + 0.5, 0, 1)
 
 
-def _place(data: Any) -> float | None:
+def _place(data: Any, path: Path) -> float | None:
     """Return where the plane lies along the normal of its orientation, in millimetres."""
-    position = getattr(data, "ImagePositionPatient", None)
-    orientation = getattr(data, "ImageOrientationPatient", None)
-    if not position or not orientation:
+    if not data.get("ImagePositionPatient") or not data.get("ImageOrientationPatient"):
         return None
-    along = np.array([float(v) for v in orientation])
-    return float(np.cross(along[:3], along[3:]) @ np.array([float(v) for v in position]))
+    along = np.array(_numbers(data, path, "ImageOrientationPatient", (0.0,) * 6))
+    position = _numbers(data, path, "ImagePositionPatient", (0.0,) * 3)
+    return float(np.cross(along[:3], along[3:]) @ np.array(position))

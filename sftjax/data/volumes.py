@@ -1,5 +1,7 @@
 """Volumes of NIfTI files and DICOM series (extra `medical`), and their planes as pictures."""
 
+import math
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -73,14 +75,28 @@ def _cached(path: str) -> Volume:
     try:
         import nibabel
         from nibabel.filebasedimages import ImageFileError
+        from nibabel.orientations import OrientationError
+        from nibabel.spatialimages import HeaderDataError
     except ImportError as error:
         raise ImportError(
             f'{path} is NIfTI, which needs nibabel: pip install "sftjax[medical]"'
         ) from error
+    # What gzip can make of a byte at most; what is not compressed holds all that it says.
+    room = file.stat().st_size * (1032 if file.suffix.lower() == ".gz" else 1)
     try:
-        image = nibabel.as_closest_canonical(nibabel.load(path))
+        image = nibabel.load(path)
+        said = math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize
+        if said > room:
+            raise ValueError(
+                f"its header says {said:,} bytes of values, and there is room for {room:,}; copy "
+                "the file again"
+            )
+        image = nibabel.as_closest_canonical(image)
         values = np.asarray(image.dataobj, np.float32)
-    except (ImageFileError, OSError, EOFError, ValueError) as error:
+    except (
+        ImageFileError, HeaderDataError, OrientationError, OSError, EOFError, ValueError,
+        OverflowError, zlib.error,
+    ) as error:  # fmt: skip
         raise UnreadableImage(f"{path} cannot be read as NIfTI: {error}") from error
     if values.ndim != 3:
         raise UnreadableImage(f"{path} has the shape {values.shape}; a volume has three axes")

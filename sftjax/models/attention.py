@@ -7,6 +7,7 @@ axes than at that of a matrix.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -64,17 +65,32 @@ def attend(
     >>> attend(one, one, one, attention_bias(jnp.ones((1, 2))), heads=2).shape
     (2, 4)
     """
-    rows, width = bias_BTS.shape[0], q_ND.shape[-1]
-    factor = (width // heads) ** -0.5 if scale is None else scale
+    factor = (q_ND.shape[-1] // heads) ** -0.5 if scale is None else scale
+    e_GTS, total_GT = _looked(q_ND, k_ND, bias_BTS, heads, factor)
+    return _gathered(dropout(e_GTS.astype(v_ND.dtype)), v_ND, total_GT, heads)
+
+
+@partial(jax.jit, static_argnums=(3, 4))  # blocks that look alike are traced once
+def _looked(
+    q_ND: Array, k_ND: Array, bias_BTS: Array, heads: int, factor: float
+) -> tuple[Array, Array]:
+    """Return the exponentials of the scores, and their totals over S."""
+    rows = bias_BTS.shape[0]
     bias_BHTS = bias_BTS if bias_BTS.ndim == 4 else bias_BTS[:, None]
-    q_GTK, k_GSK, v_GSK = (_split_heads(x, rows, heads) for x in (q_ND * factor, k_ND, v_ND))
+    q_GTK, k_GSK = (_split_heads(x, rows, heads) for x in (q_ND * factor, k_ND))
     s_GTS = batched_dot(q_GTK, k_GSK, 2, 2)
     s_GTS = (s_GTS.reshape(rows, heads, *s_GTS.shape[1:]) + bias_BHTS).reshape(s_GTS.shape)
     e_GTS = jnp.exp(s_GTS - jax.lax.stop_gradient(s_GTS.max(-1, keepdims=True)))
-    total_GT = e_GTS.sum(-1)
-    o_GTK = batched_dot(dropout(e_GTS.astype(v_ND.dtype)), v_GSK, 2, 1)
+    return e_GTS, e_GTS.sum(-1)
+
+
+@partial(jax.jit, static_argnums=3)
+def _gathered(e_GTS: Array, v_ND: Array, total_GT: Array, heads: int) -> Array:
+    """Return what exponentials gather of the values, divided by their totals."""
+    rows = total_GT.shape[0] // heads
+    o_GTK = batched_dot(e_GTS, _split_heads(v_ND, rows, heads), 2, 1)
     total_NH = total_GT.reshape(rows, heads, -1).transpose(0, 2, 1).reshape(-1, heads)
-    total_ND = jnp.repeat(total_NH, width // heads, axis=1)
+    total_ND = jnp.repeat(total_NH, v_ND.shape[-1] // heads, axis=1)
     return _quotient(_merge_heads(o_GTK, rows, heads), total_ND).astype(v_ND.dtype)
 
 

@@ -31,8 +31,17 @@ NEVER = -0.7 * float(jnp.finfo(jnp.float32).max)
 """The score of what may not be seen; finite, so that nothing becomes NaN."""
 
 
+class Rule(NamedTuple):
+    """What is asked of one call, besides arrays."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+    block: int
+
+
 class Setting(NamedTuple):
-    """What does not change from one call to the next."""
+    """What does not change from one block to the next."""
 
     rows: int
     window: int | None
@@ -82,25 +91,38 @@ def attend_by_blocks(
     >>> attend_by_blocks(one, one, one, scale=0.5, block=2).shape
     (1, 3, 2, 4)
     """
-    rows, length, heads, width = q_BTHK.shape
-    if rows > 1 and segment_ids is not None and len(target_devices()) == 1:
-        # Row by row, so that one long example does not take the savings of the others. (On a mesh
-        # rows lie on many devices.)
-        again = functools.partial(
-            attend_by_blocks, scale=scale, window=window, softcap=softcap, block=block
-        )
-        each = (x[:, None] for x in (q_BTHK, k_BTJK, v_BTJK, jnp.asarray(segment_ids)))
-        return jax.lax.map(lambda x: again(*x[:3], segment_ids=x[3])[0], tuple(each))
-    groups = k_BTJK.shape[2]
-    missing = -length % block
+    rule = Rule(scale, window, softcap, block)
+    rows, length = q_BTHK.shape[:2]
     if segment_ids is None:
-        segment_ids = jnp.ones((rows, length), jnp.int32)
+        return _by_blocks(rule, q_BTHK, k_BTJK, v_BTJK, jnp.ones((rows, length), jnp.int32))
+    # Row by row, so that one long example does not take the savings of the others. (On a mesh rows
+    # lie on many devices.)
+    alone = rows > 1 and len(target_devices()) == 1
+    run = _row_by_row if alone else _by_blocks
+    return run(rule, q_BTHK, k_BTJK, v_BTJK, jnp.asarray(segment_ids))
+
+
+@functools.partial(jax.jit, static_argnums=0)  # blocks that look alike are traced once
+def _row_by_row(
+    rule: Rule, q_BTHK: Array, k_BTJK: Array, v_BTJK: Array, segments_BT: Array
+) -> Array:
+    each = tuple(x[:, None] for x in (q_BTHK, k_BTJK, v_BTJK, segments_BT))
+    return jax.lax.map(lambda row: _by_blocks(rule, *row)[0], each)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _by_blocks(
+    rule: Rule, q_BTHK: Array, k_BTJK: Array, v_BTJK: Array, segments_BT: Array
+) -> Array:
+    rows, length, heads, width = q_BTHK.shape
+    groups, block = k_BTJK.shape[2], rule.block
+    missing = -length % block
     # Padding is looked at by none: it stands behind all tokens.
-    q, k, v = (_padded(x, missing) for x in (q_BTHK * scale, k_BTJK, v_BTJK))
-    places = _places(_padded(jnp.asarray(segment_ids), missing), block, window)
+    q, k, v = (_padded(x, missing) for x in (q_BTHK * rule.scale, k_BTJK, v_BTJK))
+    places = _places(_padded(segments_BT, missing), block, rule.window)
     q_nPQK = _blocks(q.reshape(rows, -1, groups, heads // groups, width), block)
     k_nPCK, v_nPCK = (_blocks(x[:, :, :, None], block) for x in (k, v))
-    setting = Setting(rows, window, softcap)
+    setting = Setting(rows, rule.window, rule.softcap)
     o_nPQK: Array = _attend(setting, q_nPQK, k_nPCK, v_nPCK, places)
     o_nBJRCK = o_nPQK.reshape(-1, rows, groups, heads // groups, block, width)
     o_BTHK = o_nBJRCK.transpose(1, 0, 4, 2, 3, 5).reshape(rows, -1, heads, width)

@@ -19,6 +19,7 @@ from sftjax.models.causal_attention import attend, gather
 from sftjax.models.causal_config import CausalArchitecture
 from sftjax.models.dropout import Dropout
 from sftjax.models.few_rows import times
+from sftjax.models.norm import over_root_mean_square
 from sftjax.models.rope import Rope, angles, turn
 
 REMAT: dict[str, Callable[..., Any] | None] = {
@@ -88,9 +89,8 @@ class RMSNorm(nn.Module):
         """Return (..., D) from (..., D)."""
         start = nn.initializers.zeros if self.unit_offset else nn.initializers.ones
         scale = self.param("scale", start, (x.shape[-1],), jnp.float32).astype(jnp.float32)
-        x = x.astype(jnp.float32)
-        y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
-        return (y * (scale + 1.0 if self.unit_offset else scale)).astype(self.dtype)
+        scale = scale + 1.0 if self.unit_offset else scale
+        return over_root_mean_square(x, scale, self.epsilon).astype(self.dtype)
 
 
 def norm(a: CausalArchitecture, s: Settings, name: str) -> RMSNorm:

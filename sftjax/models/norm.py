@@ -1,4 +1,6 @@
-"""Layer normalization over the last axis, computed in float32."""
+"""Normalization over the last axis, computed in float32."""
+
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -53,5 +55,30 @@ class LayerNorm(nn.Module):
         """Return (..., D) from (..., D)."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        y = standardize(x.astype(jnp.float32), jnp.float32(self.epsilon))
-        return (y * scale + bias).astype(self.dtype)
+        return _normalized(x, scale, bias, self.epsilon).astype(self.dtype)
+
+
+@partial(jax.jit, static_argnums=3)  # layers that look alike are traced once
+def _normalized(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    return standardize(x.astype(jnp.float32), jnp.float32(epsilon)) * scale + bias
+
+
+@partial(jax.jit, static_argnums=2)
+def over_root_mean_square(x: Array, scale: Array, epsilon: float) -> Array:
+    """Return `scale * x / sqrt(mean(x^2) + epsilon)` over the last axis.
+
+    No mean is taken off, and no bias added (Zhang and Sennrich 2019, arXiv:1910.07467).
+
+    Args:
+      x: (..., D).
+      scale: (D,) float32.
+      epsilon: added to the mean.
+
+    Returns:
+      (..., D) float32.
+
+    >>> over_root_mean_square(jnp.array([2.0, -2.0]), jnp.ones(2), 0.0).tolist()
+    [1.0, -1.0]
+    """
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon) * scale

@@ -17,6 +17,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -132,6 +133,7 @@ def angles(rope: Rope, positions_BT: Array) -> tuple[Array, Array]:
     return jnp.cos(theta) * rope.gain, jnp.sin(theta) * rope.gain
 
 
+@jax.jit  # blocks that look alike are traced once
 def turn(x_BTHK: Array, cos: Array, sin: Array) -> Array:
     """Turn the heads of queries or keys.
 

@@ -5,6 +5,7 @@ generation (B times the J beams of each), N the room for new tokens.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -148,6 +149,7 @@ def remember(kept: KeysValues, now: KeysValues, index: Array) -> KeysValues:
     return KeysValues(*map(put, kept, now))
 
 
+@partial(jax.jit, static_argnums=(3, 4))  # blocks that look alike are traced once
 def look(q_RD: Array, kept: KeysValues, bias: Array, heads: int, scale: float | None) -> Array:
     """Return what one token in each row gathers of what is remembered.
 

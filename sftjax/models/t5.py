@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
@@ -18,6 +17,7 @@ from jax.typing import DTypeLike
 from sftjax.models.activation import ACTIVATIONS
 from sftjax.models.dropout import Dropout
 from sftjax.models.few_rows import times
+from sftjax.models.norm import over_root_mean_square
 from sftjax.models.seq2seq import Kept, KeysValues, Now, Pair, attention, empty
 from sftjax.models.t5_architecture import T5Architecture
 
@@ -86,9 +86,7 @@ class Norm(nn.Module):
         """Return (..., D) from (..., D); the statistics are float32."""
         init = nn.initializers.constant(self.factor)
         scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
-        return (y * scale).astype(self.dtype)
+        return over_root_mean_square(x, scale, self.epsilon).astype(self.dtype)
 
 
 class Attention(nn.Module):

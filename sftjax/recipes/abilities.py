@@ -72,23 +72,24 @@ class Answers(NamedTuple):
 
 
 class Abilities:
-    """Prompts, and what the pretrained model made of them."""
+    """Prompts, and what the pretrained model made of them, once it was asked (`ask`)."""
+
+    before: Answers
+    """What it said."""
 
     def __init__(
         self,
         model: Seq2SeqModel,
-        params: PyTree,
         tokenizer: Tokenizer,
         writer: Writer,
         prompts: Table,
         *,
         longest: int = 256,
     ):
-        """Let the pretrained model answer.
+        """Read the prompts.
 
         Args:
           model: of the runs.
-          params: plain, pretrained.
           tokenizer: the model's.
           writer: its generation.
           prompts: with a column `prompt`.
@@ -98,7 +99,7 @@ class Abilities:
           ValueError: naming the rows of prompts that are longer.
         """
         self.prompts = [str(text) for text in texts(prompts, "prompt")]
-        self._name, self._params, self._writer = prompts.name, params, writer
+        self._name, self._writer = prompts.name, writer
         ids = [list(found[0]) for found in tokenizer.encode(self.prompts)]
         long = [i for i, row in enumerate(ids) if len(row) > longest]
         if long:
@@ -107,18 +108,21 @@ class Abilities:
                 f"most {longest}; shorten these prompts, or leave them out"
             )
         self._source = pack(ids, pad_id=tokenizer.pad_id, max_length=longest)
-        start = model.decoder_start_token_id
-        asked = Pairs(self._source, pack([[start]] * len(ids), pad_id=start, max_length=1), start)
-        said = self._write(params, asked)
-        most = max(map(len, said.ids))
-        answers = pack(said.ids, pad_id=tokenizer.pad_id, max_length=most)
-        self._pairs = Pairs(self._source, answers, start)
+        self._start, self._pad = model.decoder_start_token_id, tokenizer.pad_id
 
         def look(params: PyTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
             hidden = model.hidden(params, batch)
             return model.apply(params, batch), row_features(hidden, batch)
 
         self._look = jax.jit(look)
+
+    def ask(self, params: PyTree) -> None:
+        """Let the pretrained model, its plain weights, answer."""
+        start, rows = self._start, len(self.prompts)
+        asked = Pairs(self._source, pack([[start]] * rows, pad_id=start, max_length=1), start)
+        said = self._write(params, asked)
+        answers = pack(said.ids, pad_id=self._pad, max_length=max(map(len, said.ids)))
+        self._params, self._pairs = params, Pairs(self._source, answers, start)
         self.before = Answers(said, *self._seen(params))
 
     def kept(self, params: PyTree, *, resamples: int = 1000) -> tuple[Retention, list[str]]:

@@ -124,8 +124,7 @@ def chat(job: TuneChat, tell: Callable[[str], None] = say) -> Chatted:
             found |= {f"{when}_reference_{name}": kept[name] for name in ("loss", "perplexity")}
         return found
 
-    with part(MEASURING):
-        metrics = measured(worn.params, "before")
+    metrics: dict[str, float] = {}
     first = evaluation.rows[: job.samples]
     asked = conversations(tables[1].take(first)) if len(first) else []
     samples = _asked(asked)
@@ -135,9 +134,11 @@ def chat(job: TuneChat, tell: Callable[[str], None] = say) -> Chatted:
     def spoken(plain: PyTree) -> list[str]:
         return [] if write is None else answers(write, decoder, plain, said)
 
-    with part(MEASURING):
-        for row, text in zip(samples, spoken(dequantize_tree(worn.base)), strict=True):
-            row["before"] = text
+    def before() -> None:
+        with part(MEASURING):
+            metrics.update(measured(worn.params, "before"))
+            for row, text in zip(samples, spoken(dequantize_tree(worn.base)), strict=True):
+                row["before"] = text
 
     def evaluated(params: PyTree) -> dict[str, float]:
         found = {f"eval_{name}": value for name, value in held(params).items()}
@@ -156,6 +157,7 @@ def chat(job: TuneChat, tell: Callable[[str], None] = say) -> Chatted:
         folder=job.output_dir,
         tell=tell,
         held=worn.held,
+        before=before,
     )
     metrics |= measured(tuned.params, "after")
     weights = worn.weights(tuned.params)

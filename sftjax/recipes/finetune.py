@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 import jax
 import jax.numpy as jnp
 
-from sftjax.core import Fixed, PyTree, TrainState, combine, count, partition
+from sftjax.core import Batch, Fixed, PyTree, TrainState, combine, count, partition
 from sftjax.data import Batches
 from sftjax.models import TENSOR_RULES, take_statistics
 from sftjax.recipes.average import averaging, read_average
@@ -15,7 +15,7 @@ from sftjax.recipes.home import checkpoints_of, replay_and_leave
 from sftjax.recipes.in_phases import finetune_in_phases
 from sftjax.recipes.methods import Method, Parts, masked, parse
 from sftjax.recipes.norms import filled, measured_anew
-from sftjax.recipes.stepping import compiled, diagnosing
+from sftjax.recipes.stepping import compiled, compiled_while, diagnosing
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.training import Training, Tuned
 from sftjax.recipes.watching import watching
@@ -36,6 +36,7 @@ def finetune(
     title: str = "training",
     tell: Callable[[str], None] = lambda text: None,
     held: Collection[str] = (),
+    before: Callable[[], None] | None = None,
 ) -> Tuned:
     """Select, anchor, compile and fit.
 
@@ -51,6 +52,7 @@ def finetune(
       title: what the progress bar says.
       tell: is given the selection's report before anything is compiled.
       held: paths of new leaves that are held to their start like pretrained ones (an adapter's).
+      before: what is to be measured before the first update; the step compiles meanwhile.
 
     Returns:
       A `Tuned`.
@@ -71,7 +73,7 @@ def finetune(
     if training.phases:
         return finetune_in_phases(
             params, new, parts, stream, training,
-            evaluate=evaluate, folder=folder, title=title, tell=tell,
+            evaluate=evaluate, folder=folder, title=title, tell=tell, before=before,
         )  # fmt: skip
     num_steps = training.num_steps(stream.steps_per_epoch)
     plan = decide(params, new, parts, training, training.rules(), num_steps, held=held)
@@ -112,9 +114,17 @@ def finetune(
 
     if training.replay is not None:
         replay_and_leave(folder, training, step, state, fixed, stream.at)
+    at = stream.at
+    if before is not None:
+        first = at(0)
+        compiled_while(before, step, state, fixed, first)
+
+        def at(number: int) -> Batch:
+            return stream.at(number) if number else first
+
     every = training.eval_steps or stream.steps_per_epoch
     with (
-        watching(training, folder, stream.at, num_steps, title=title, tell=tell) as around,
+        watching(training, folder, at, num_steps, title=title, tell=tell) as around,
         checkpoints_of(folder, training) as checkpoints,
     ):
         run = fit(

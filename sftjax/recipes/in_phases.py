@@ -48,6 +48,7 @@ def finetune_in_phases(
     folder: pathlib.Path | None,
     title: str,
     tell: Callable[[str], None],
+    before: Callable[[], None] | None,
 ) -> Tuned:
     """Do what `finetune` does, phase by phase; each starts a new optimizer and schedule.
 
@@ -118,6 +119,8 @@ def finetune_in_phases(
             **{name: options[name] for name in ("metric", "greater_is_better", "patience")},
         )
         raise ReplayDone(found)
+    if before is not None:
+        before()
     with watching(training, folder, stream.at, num_steps, title=title, tell=tell) as around:
         run = run_phases(
             params,

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Generator
 from typing import NamedTuple
@@ -98,7 +99,9 @@ def _listening() -> None:
 
 def _heard(event: str, duration_secs: float, **kwargs: str | int) -> None:
     del kwargs
-    if event in _COMPILING and _clocks:
+    # What a thread compiles costs no time of its own, until somebody waits for it.
+    here = threading.current_thread() is threading.main_thread()
+    if event in _COMPILING and _clocks and here:
         parts = _clocks[0].parts
         parts["compile"] = parts.get("compile", 0.0) + duration_secs
 

@@ -95,15 +95,19 @@ def summarize(job: Summarize, tell: Callable[[str], None] = say) -> Summarized:
         None if shown is None else shown.pairs,
         [] if shown is None else list(zip(shown.documents, shown.summaries, strict=True)), tell,
     )  # fmt: skip
-    with part(MEASURING):
-        abilities = Abilities(run.model, plain, run.tokenizer, writer, run.prompts)
-        tell("before training:")
-        scorer.samples(plain)
-        texts_before, before = scorer.measured(plain, run.test)
+    abilities = Abilities(run.model, run.tokenizer, writer, run.prompts)
     lead_name, lead = lead_row(run.test, run.train.summaries)
-    reached, to_beat = (found.rouge["rougeL"].value for found in (before, lead))
-    tell(f"ROUGE-L of the pretrained model {reached:.3f}, {lead_name} {to_beat:.3f}")
     same_name, same = commonest_row(run.test, run.train.summaries)
+    measured: list[tuple[list[str], Summaries]] = []
+
+    def before() -> None:
+        with part(MEASURING):
+            abilities.ask(plain)
+            tell("before training:")
+            scorer.samples(plain)
+            measured.append(scorer.measured(plain, run.test))
+        reached, to_beat = (found.rouge["rougeL"].value for found in (measured[0][1], lead))
+        tell(f"ROUGE-L of the pretrained model {reached:.3f}, {lead_name} {to_beat:.3f}")
 
     def batches(rows: SummaryRows) -> Stream:
         make = pairs_packed if job.packing else pairs_shuffled
@@ -138,15 +142,17 @@ def summarize(job: Summarize, tell: Callable[[str], None] = say) -> Summarized:
         folder=job.output_dir,
         tell=tell,
         held=worn.held,
+        before=before,
     )
     plain = weights(tuned.params)
     tell("after training:")
     scorer.samples(plain)
-    texts_after, after = scorer.measured(plain, run.test)
+    measured.append(scorer.measured(plain, run.test))
+    (texts_before, found_before), (texts_after, after) = measured
     held, answers = abilities.kept(plain)
     found = Summarized(
-        {lead_name: lead, same_name: same, "before": before, "after": after},
-        _gain(after, before),
+        {lead_name: lead, same_name: same, "before": found_before, "after": after},
+        _gain(after, found_before),
         _gain(after, lead),
         _gain(after, same),
         held,

@@ -161,6 +161,7 @@ def fit(
         batch = pace.fetch(batch_at, run.position(number), window.idle)
         state, metrics = step(state, fixed, batch)
         fault = window.add(number, metrics)  # of the update before this one
+        first = number == start  # told of when it is done, not when the next one has compiled
         number += 1
         last = number == num_steps
         due_eval = evaluate is not None and (last or _due(number, eval_steps))
@@ -168,7 +169,7 @@ def fit(
         asked = interrupted is not None and not last and interrupted(number)
         if fault is None and (due_eval or due_save or _due(number, log_steps) or last):
             fault = window.close()
-        elif fault is None and asked:
+        elif fault is None and (asked or first):
             fault = window.read()
         if fault is not None:
             if on_nan != "rollback" or checkpoints is None:

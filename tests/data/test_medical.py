@@ -1,5 +1,7 @@
 """DICOM and NIfTI: shown as they are meant to be, stacked in order, refused by name."""
 
+import pathlib
+import sys
 import warnings
 
 import numpy as np
@@ -12,31 +14,9 @@ from sftjax.data.volumes import read_volume, slices
 pydicom = pytest.importorskip("pydicom")
 nibabel = pytest.importorskip("nibabel")
 
-from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid  # noqa: E402
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-STORED = np.arange(12, dtype=np.int16).reshape(3, 4) * 100
-
-
-def write(path, stored=STORED, *, pixels=True, **fields):
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data = Dataset()
-    data.file_meta = meta
-    data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-    data.Modality, data.SeriesInstanceUID = "CT", "1.2.3"
-    if pixels:
-        data.Rows, data.Columns = stored.shape
-        data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
-        data.SamplesPerPixel, data.PixelRepresentation = 1, 1
-        data.PhotometricInterpretation = "MONOCHROME2"
-        data.PixelData = stored.astype("<i2").tobytes()
-    for name, value in fields.items():
-        setattr(data, name, value)
-    data.save_as(path, enforce_file_format=True)
-    return path
+from dicom_writer import STORED, write  # noqa: E402
 
 
 def test_window_rescale_and_photometric_interpretation(tmp_path):
@@ -73,6 +53,23 @@ def test_dicom_that_cannot_be_shown_is_named(tmp_path):
         read_dicom(report)
 
 
+@pytest.mark.parametrize(("fields", "damage", "said"), [
+    ({"NumberOfFrames": 2, "PixelData": STORED.tobytes() * 2}, {}, "holds 2 frames"),
+    ({"WindowCenter": 40, "WindowWidth": 0.5}, {}, "narrower than 1"),
+    ({"RescaleSlope": "1.25"}, {b"1.25": b"1.2a"}, "RescaleSlope is '1.2a', which should be a num"),
+    ({"RescaleSlope": "1.25"}, {b"1.25": b"1\\25"}, "RescaleSlope is .*, which should be a number"),
+    ({"RescaleIntercept": "12e307"}, {b"12e307": b"12e999"}, "RescaleIntercept is"),
+    ({"WindowCenter": "1234", "WindowWidth": 9}, {b"1234": b"high"}, "WindowCenter is 'high'"),
+])  # fmt: skip
+def test_a_field_that_cannot_be_meant_is_named(tmp_path, fields, damage, said):
+    path = write(tmp_path / "a.dcm", **fields)
+    for whole, damaged in damage.items():
+        assert whole in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(whole, damaged))
+    with pytest.raises(UnreadableImage, match=f"a.dcm.*{said}"):
+        read_dicom(path)
+
+
 def series(folder, order, **fields):
     folder.mkdir()
     for number, place in enumerate(order):
@@ -95,6 +92,13 @@ def test_a_series_is_stacked_in_the_order_of_the_patient(tmp_path):
     with pytest.raises(UnreadableImage, match=r"2 series; choose one of 1.2.3, 9.9"):
         read_series(tmp_path / "a")
     assert len(read_series(tmp_path / "a", "1.2.3").values) == 4
+    with pytest.raises(UnreadableImage, match=r"a has no series 4.5; it has 1.2.3, 9.9"):
+        read_series(tmp_path / "a", "4.5")
+    with pytest.raises(UnreadableImage, match=r"holds no DICOM file"):
+        read_series(tmp_path / "none")
+    write(tmp_path / "b" / "wide.dcm", np.zeros((2, 9), np.int16))
+    with pytest.raises(UnreadableImage, match=r"their shapes are \(2, 3\), \(2, 9\)"):
+        read_series(tmp_path / "b")
 
 
 def test_real_dicom_files_of_pydicom():

@@ -19,8 +19,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sftjax.core import file_name, flatten, read_npz
+from sftjax.data.dicom import read_dicom, read_series
 from sftjax.data.files import read_file
 from sftjax.data.image_arrays import read_idx
+from sftjax.data.volumes import _cached, read_volume
 from sftjax.hub import GgufFile
 from sftjax.hub.config import choose_head, read_config
 from sftjax.hub.onnx_files import read_onnx_file
@@ -32,6 +34,7 @@ from sftjax.models import build
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parent / "hub"))
+sys.path.insert(0, str(HERE.parent / "data"))
 
 from fuzzing import harmless, mutated  # noqa: E402
 from torch_writer import write_legacy, write_zip  # noqa: E402
@@ -88,6 +91,22 @@ def compressed(path):
     np.savez_compressed(path, **{name.replace(".", "/"): array for name, array in TENSORS.items()})
 
 
+def dicom(path):
+    from dicom_writer import write
+
+    write(path, RescaleSlope=2, RescaleIntercept=-1024, WindowCenter=[40, 900], NumberOfFrames=1,
+          WindowWidth=[400, 20], ImagePositionPatient=[0, 0, 1], InstanceNumber=1,
+          ImageOrientationPatient=[1, 0, 0, 0, 1, 0], PixelSpacing=[0.5, 0.25])  # fmt: skip
+
+
+def nifti(path):
+    import nibabel
+
+    nibabel.save(
+        nibabel.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4)), path
+    )
+
+
 WRITERS = {
     ".safetensors": lambda path: write_tensor_file(path, TENSORS),
     ".pth": lambda path: write_zip(path, {"state_dict": TENSORS}),
@@ -102,6 +121,8 @@ WRITERS = {
     ".tsv": lambda path: path.write_text("text\tlabel\na b\t1\nc\t0\n"),
     ".jsonl": lambda path: path.write_text('{"text": "a", "label": 1}\n{"text": 2}\n'),
     ".json": lambda path: path.write_text(json.dumps(CONFIG)),
+    ".dcm": dicom,
+    ".nii": nifti,
 }  # fmt: skip
 
 
@@ -118,6 +139,11 @@ def opened(path):
         config = read_config(path.parent)
         shapes = build(config, choose_head(config)).shapes()
         return {name: leaf.shape for name, leaf in flatten(shapes).items()}
+    if path.suffix == ".dcm":
+        return {"plane": read_dicom(path), "volume": read_series(path.parent).values}
+    if path.suffix == ".nii":
+        _cached.cache_clear()
+        return {"volume": read_volume(path).values}
     weights = open_file(path)
     return {name: np.array(weights.tensors[name]) for name in weights.tensors}
 

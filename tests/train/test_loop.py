@@ -169,6 +169,24 @@ def test_history_is_the_mean_of_every_step(compiled):
     )
 
 
+def test_the_first_update_is_told_of_before_the_second_begins(compiled):
+    tx, step = compiled
+    state, fixed = start(tx)
+    told = []
+
+    def telling(state, fixed, batch):
+        told.append("begins")
+        return step(state, fixed, batch)
+
+    def watch(event):
+        if event["event"] == "update":
+            told.append(event["update"])
+
+    fit(telling, state, fixed, batch_at, 4, watch=watch)
+    # The later ones are read while the device is at work on the next.
+    assert told == ["begins", 0, "begins", "begins", 1, "begins", 2, 3]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_update(compiled):
     tx, step = compiled
 
