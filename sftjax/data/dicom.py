@@ -133,7 +133,7 @@ def read_series(folder: str | Path, series: str | None = None) -> Volume:
             f"{folder}: its planes do not make one volume, their shapes are {shapes}; keep only "
             "the grey planes of one size in the folder"
         )
-    first = planes[order[0]]
+    first = planes[int(order[0])]
     gap = _numbers(*first, "SliceThickness", (1.0,))[0] or 1.0
     if positioned and len(order) > 1:
         gaps = np.diff(np.array(keys, float)[order])

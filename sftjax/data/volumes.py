@@ -4,6 +4,7 @@ import math
 import zlib
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def _cached(path: str) -> Volume:
     # What gzip can make of a byte at most; what is not compressed holds all that it says.
     room = file.stat().st_size * (1032 if file.suffix.lower() == ".gz" else 1)
     try:
-        image = nibabel.load(path)
+        image: Any = nibabel.load(path)
         said = math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize
         if said > room:
             raise ValueError(

@@ -114,14 +114,11 @@ def finetune(
 
     if training.replay is not None:
         replay_and_leave(folder, training, step, state, fixed, stream.at)
-    at = stream.at
+    at: Callable[[int], Batch] = stream.at
     if before is not None:
         first = at(0)
         compiled_while(before, step, state, fixed, first)
-
-        def at(number: int) -> Batch:
-            return stream.at(number) if number else first
-
+        at = _with_first(at, first)
     every = training.eval_steps or stream.steps_per_epoch
     with (
         watching(training, folder, at, num_steps, title=title, tell=tell) as around,
@@ -146,6 +143,11 @@ def finetune(
     best = measured_anew(parts.norms, policy, best, stream)
     history = with_rates(run.history, plan.schedule)
     return Tuned(best, run._replace(history=history), chosen, report, method.strength, num_steps)
+
+
+def _with_first(at: Callable[[int], Batch], first: Batch) -> Callable[[int], Batch]:
+    """Return `at` without making batch 0, which is there, again."""
+    return lambda number: at(number) if number else first
 
 
 def begin(
