@@ -21,7 +21,7 @@ from sftjax.recipes.training import Training, Tuned
 from sftjax.recipes.watching import watching
 from sftjax.recipes.weighing import weighed
 from sftjax.select import Selection, describe
-from sftjax.train import fit, init, settle, use_mesh
+from sftjax.train import fit, init, settle, spread, use_mesh
 
 
 def finetune(
@@ -116,9 +116,8 @@ def finetune(
         replay_and_leave(folder, training, step, state, fixed, stream.at)
     at: Callable[[int], Batch] = stream.at
     if before is not None:
-        first = at(0)
-        compiled_while(before, step, state, fixed, first)
-        at = _with_first(at, first)
+        at = _with_first(at, at(0))
+        compiled_while(before, step, state, fixed, spread(at)(0))
     every = training.eval_steps or stream.steps_per_epoch
     with (
         watching(training, folder, at, num_steps, title=title, tell=tell) as around,

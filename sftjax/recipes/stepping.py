@@ -20,6 +20,7 @@ from sftjax.train import (
     diagnosis,
     guard,
     make_step,
+    pinned,
 )
 
 
@@ -42,7 +43,7 @@ def compiled_while(
     Args:
       work: such as measuring the model as it came.
       step: compiled, or what surrounds it, with its `lower`.
-      state, fixed, batch: what it will be called with first.
+      state, fixed, batch: what `fit` will begin with; the batch lies where its batches will.
 
     >>> import jax, jax.numpy as jnp
     >>> step = jax.jit(lambda state, fixed, batch: (state + batch, {}))
@@ -53,8 +54,12 @@ def compiled_while(
         work()
         return
     here = contextvars.copy_context()
+
+    def ahead() -> None:
+        step.lower(pinned(state), fixed, batch).compile()
+
     with ThreadPoolExecutor(1) as thread:
-        compiling = thread.submit(here.run, lambda: step.lower(state, fixed, batch).compile())
+        compiling = thread.submit(here.run, ahead)
         work()
         with part("compile"):
             compiling.result()

@@ -18,7 +18,14 @@ from sftjax.train.finite import Diagnose, OnNan, diagnosis, guard, not_finite
 from sftjax.train.flops import memory_of, peak_flops, step_flops
 from sftjax.train.grid import grid, name_of, parse_grid, stack_settings
 from sftjax.train.interrupt import RESUME, Interrupted, stop_on_signals
-from sftjax.train.layout import abstract_batch, abstract_state, automatic, layout, place_state
+from sftjax.train.layout import (
+    abstract_batch,
+    abstract_state,
+    automatic,
+    layout,
+    pinned,
+    place_state,
+)
 from sftjax.train.loop import Fit, fit
 from sftjax.train.memory import StepMemory, kept_for_backward, step_memory
 from sftjax.train.meshes import make_mesh, parse_mesh, row_shards
@@ -110,6 +117,7 @@ __all__ = [
     "parse_mesh",
     "patience",
     "peak_flops",
+    "pinned",
     "place_runs",
     "place_state",
     "pmap_step",

@@ -12,7 +12,16 @@ import pytest
 
 from sftjax.core import Aux, Loss
 from sftjax.recipes import startup, stepping
-from sftjax.train import compile_step, guard, init, make_mesh, make_step
+from sftjax.train import (
+    chosen_mesh,
+    compile_step,
+    fit,
+    init,
+    make_step,
+    settle,
+    spread,
+    use_mesh,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -57,30 +66,54 @@ def test_a_command_that_measures_nothing_first_does_not_speak_of_it():
     ]
 
 
-@pytest.mark.parametrize("mesh", [None, "data=1"])
+PROGRAMS = []
+"""What was compiled, or taken from the compilation cache, and by which thread."""
+
+
+def heard(event, duration, **about):
+    if event == "/jax/core/compile/backend_compile_duration":
+        PROGRAMS.append((about.get("fun_name", ""), threading.current_thread()))
+
+
+jax.monitoring.register_event_duration_secs_listener(heard)
+
+
+@pytest.mark.parametrize("mesh", ["", "data=-1"])
 def test_a_step_compiles_while_something_is_measured_and_not_again(mesh):
-    traced, measured = [], []
+    """The loop begins with the very program: what the state lies on is settled before."""
+    measured = []
 
     def objective(params, model_state, batch, key):
-        traced.append(threading.current_thread())
         return Loss(jnp.sum((params["w"] - batch["x"]) ** 2), 2.0), Aux({})
 
     tx = optax.adam(0.1)
-    state, fixed = init({"w": jnp.zeros(2)}, {"w": True}, tx, jax.random.key(0))
-    on = None if mesh is None else make_mesh(mesh, jax.devices()[:1])
-    step = compile_step(guard(make_step(objective, tx)), on)
-    batch = {"x": np.ones(2, np.float32)}
-    startup.begin()
-    with startup.part("measured"):
-        stepping.compiled_while(lambda: measured.append(time.sleep(0.2)), step, state, fixed, batch)
-    assert measured == [None]
-    waited = dict(startup._clocks[0].parts)
-    assert waited["measured"] > 0.15  # what the thread compiled was not taken off
-    state, _ = step(state, fixed, jax.device_put(batch))
-    assert startup._clocks[0].parts == waited  # nothing was compiled
-    assert len(traced) == 1
-    assert traced[0] is not threading.main_thread()
-    assert int(state.step) == 1
+    bare = make_step(objective, tx)
+
+    def named(state, fixed, batch):
+        return bare(state, fixed, batch)
+
+    begun = init({"w": jnp.zeros(2)}, {"w": True}, tx, jax.random.key(0))
+    try:
+        use_mesh(mesh)
+        state, fixed = settle(*begun)
+        step = compile_step(named, chosen_mesh())
+        at = spread(lambda number: {"x": np.ones((8, 2), np.float32)})
+        PROGRAMS.clear()
+        startup.begin()
+        with startup.part("measured"):
+            stepping.compiled_while(
+                lambda: measured.append(time.sleep(0.2)), step, state, fixed, at(0)
+            )
+        assert measured == [None]
+        assert (
+            startup._clocks[0].parts["measured"] > 0.15
+        )  # what the thread compiled is not its own
+        run = fit(step, state, fixed, lambda number: jax.device_put(at(number)), 2)
+    finally:
+        use_mesh("")
+    assert int(run.state.step) == 2
+    (compiling,) = [thread for name, thread in PROGRAMS if "named" in name]
+    assert compiling is not threading.main_thread()
 
 
 def test_what_cannot_be_compiled_is_said_when_the_work_is_done():
