@@ -1,12 +1,10 @@
 """Every tensor of a file is loaded, tied, kept, reported or refused; none is lost in silence."""
 
 import json
-import shutil
 import subprocess
 import sys
 
 import flax.serialization
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -297,53 +295,11 @@ def test_no_weights(tmp_path, checkpoint):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["owner/model", "bert-base-uncased", "not a name!"])
-def test_a_hub_name_without_network(name):
-    with pytest.raises(FileNotFoundError, match=r"no folder .*copy the model's folder"):
-        load(name)
-
-
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c"])
-def test_a_path_that_is_not_there_is_not_asked_of_the_hub(name, monkeypatch):
-    def never(*_, **__):
-        raise AssertionError("the Hub was asked")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", never)
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*Check the path"):
-        load(name)
-
-
 def test_a_file_instead_of_its_folder(tmp_path, checkpoint):
     checkpoint(tmp_path)
     file, folder = load(tmp_path / "model.safetensors"), load(tmp_path)
     assert trees_equal(file.params, folder.params)
     assert file.report.folder == tmp_path
-
-
-@pytest.mark.parametrize("layout", ["safetensors", "msgpack"])
-def test_only_what_is_needed_is_fetched(tmp_path, checkpoint, monkeypatch, layout):
-    remote, cache = tmp_path / "remote", tmp_path / "cache"
-    checkpoint(remote)
-    (remote / "pytorch_model.bin").write_bytes(b"pickle")
-    params = jax.tree.map(np.asarray, load(remote).params)
-    (remote / "flax_model.msgpack").write_bytes(flax.serialization.to_bytes(params))
-    if layout == "msgpack":
-        (remote / "model.safetensors").unlink()
-
-    def download(name, allow_patterns):
-        assert name == "owner/model"
-        cache.mkdir(exist_ok=True)
-        for pattern in allow_patterns:
-            for path in remote.glob(pattern):
-                shutil.copy(path, cache)
-        return str(cache)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    loaded = load("owner/model")
-    assert trees_equal(loaded.params, params)
-    assert loaded.report.source == "owner/model"
-    weights = {"safetensors": "model.safetensors", "msgpack": "flax_model.msgpack"}[layout]
-    assert {path.name for path in cache.iterdir()} == {"config.json", "vocab.txt", weights}
 
 
 def test_the_report_is_one_paragraph_and_plain_json(tmp_path, checkpoint):
