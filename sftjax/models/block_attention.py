@@ -40,14 +40,6 @@ class Rule(NamedTuple):
     block: int
 
 
-class Setting(NamedTuple):
-    """What does not change from one block to the next."""
-
-    rows: int
-    window: int | None
-    softcap: float | None
-
-
 class Places(NamedTuple):
     """Where tokens stand."""
 
@@ -122,8 +114,7 @@ def _by_blocks(
     places = _places(_padded(segments_BT, missing), block, rule.window)
     q_nPQK = _blocks(q.reshape(rows, -1, groups, heads // groups, width), block)
     k_nPCK, v_nPCK = (_blocks(x[:, :, :, None], block) for x in (k, v))
-    setting = Setting(rows, rule.window, rule.softcap)
-    o_nPQK: Array = _attend(setting, q_nPQK, k_nPCK, v_nPCK, places)
+    o_nPQK: Array = _attend(rule, q_nPQK, k_nPCK, v_nPCK, places)
     o_nBJRCK = o_nPQK.reshape(-1, rows, groups, heads // groups, block, width)
     o_BTHK = o_nBJRCK.transpose(1, 0, 4, 2, 3, 5).reshape(rows, -1, heads, width)
     return o_BTHK[:, :length]
@@ -154,12 +145,12 @@ def _places(segments_BT: Array, block: int, window: int | None) -> Places:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(setting: Setting, q_nPQK: Array, k_nPCK: Array, v_nPCK: Array, places: Places) -> Array:
-    return _forward(setting, q_nPQK, k_nPCK, v_nPCK, places)[0]
+def _attend(rule: Rule, q_nPQK: Array, k_nPCK: Array, v_nPCK: Array, places: Places) -> Array:
+    return _forward(rule, q_nPQK, k_nPCK, v_nPCK, places)[0]
 
 
 def _forward(
-    setting: Setting, q_nPQK: Array, k_nPCK: Array, v_nPCK: Array, places: Places
+    rule: Rule, q_nPQK: Array, k_nPCK: Array, v_nPCK: Array, places: Places
 ) -> tuple[Array, Array]:
     """Return what is gathered (n, P, Q, K), and the log of the sum of exponentials (n, P, Q)."""
 
@@ -168,7 +159,7 @@ def _forward(
 
         def gather(back: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
             top_PQ, total_PQ, sum_PQK = carry
-            s_PQC, _ = _scores(setting, q_PQK, k_nPCK, places, at, at - back)
+            s_PQC, _ = _scores(rule, q_PQK, k_nPCK, places, at, at - back)
             higher_PQ = jnp.maximum(top_PQ, s_PQC.max(-1))
             smaller_PQ = jnp.exp(top_PQ - higher_PQ)
             e_PQC = jnp.exp(s_PQC - higher_PQ[..., None])
@@ -190,15 +181,13 @@ def _forward(
 
 
 def _attend_fwd(
-    setting: Setting, q_nPQK: Array, k_nPCK: Array, v_nPCK: Array, places: Places
+    rule: Rule, q_nPQK: Array, k_nPCK: Array, v_nPCK: Array, places: Places
 ) -> tuple[Array, Saved]:
-    o_nPQK, log_sum_nPQ = _forward(setting, q_nPQK, k_nPCK, v_nPCK, places)
+    o_nPQK, log_sum_nPQ = _forward(rule, q_nPQK, k_nPCK, v_nPCK, places)
     return o_nPQK, (q_nPQK, k_nPCK, v_nPCK, places, o_nPQK, log_sum_nPQ)
 
 
-def _attend_bwd(
-    setting: Setting, saved: Saved, d_o_nPQK: Array
-) -> tuple[Array, Array, Array, None]:
+def _attend_bwd(rule: Rule, saved: Saved, d_o_nPQK: Array) -> tuple[Array, Array, Array, None]:
     q_nPQK, k_nPCK, v_nPCK, places, o_nPQK, log_sum_nPQ = saved
     product_nPQ = (d_o_nPQK.astype(jnp.float32) * o_nPQK.astype(jnp.float32)).sum(-1)
 
@@ -208,7 +197,7 @@ def _attend_bwd(
         def spread(back: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
             d_q_PQK, d_k_nPCK, d_v_nPCK = carry
             to = at - back
-            s_PQC, slope = _scores(setting, q_PQK, k_nPCK, places, at, to)
+            s_PQC, slope = _scores(rule, q_PQK, k_nPCK, places, at, to)
             w_PQC = jnp.exp(s_PQC - log_sum_nPQ[at][..., None])
             d_w_PQC = batched_dot(d_o_PQK, v_nPCK[to], 2, 2)
             d_s_PQC = w_PQC * (d_w_PQC - product_nPQ[at][..., None]) * slope
@@ -231,20 +220,20 @@ _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
 def _scores(
-    setting: Setting, q_PQK: Array, k_nPCK: Array, places: Places, at: Array, to: Array
+    rule: Rule, q_PQK: Array, k_nPCK: Array, places: Places, at: Array, to: Array
 ) -> tuple[Array, Array | float]:
     """Return the scores (P, Q, C) of a block of queries with one of keys, and the cap's slope."""
     s_PQC, slope = batched_dot(q_PQK, k_nPCK[to], 2, 2), 1.0
-    if setting.softcap is not None:
-        bent = jnp.tanh(s_PQC / setting.softcap)
-        s_PQC, slope = setting.softcap * bent, 1.0 - jnp.square(bent)
+    if rule.softcap is not None:
+        bent = jnp.tanh(s_PQC / rule.softcap)
+        s_PQC, slope = rule.softcap * bent, 1.0 - jnp.square(bent)
     seen_BCC = places.segments_nBC[at][:, :, None] == places.segments_nBC[to][:, None, :]
     block = seen_BCC.shape[-1]
     back_CC = (at - to) * block + jnp.arange(block)[:, None] - jnp.arange(block)[None]
     seen_BCC &= back_CC >= 0
-    if setting.window is not None:
-        seen_BCC &= back_CC < setting.window
-    s_BJRCC = s_PQC.reshape(setting.rows, -1, s_PQC.shape[1] // block, block, block)
+    if rule.window is not None:
+        seen_BCC &= back_CC < rule.window
+    s_BJRCC = s_PQC.reshape(len(seen_BCC), -1, s_PQC.shape[1] // block, block, block)
     # (B, J, R, C, C): what is seen is the same for all heads of a row.
     s_BJRCC = jnp.where(seen_BCC[:, None, None], s_BJRCC, NEVER)
     return s_BJRCC.reshape(s_PQC.shape), slope

@@ -146,6 +146,7 @@ def gather(
 def _weights(
     q_BTHK: Array, k_BJSK: Array, seen_BTS: Array, scale: float, softcap: float | None
 ) -> Array:
+    """Return the softmax over S, (B, J, H/J, T, S) float32."""
     rows, length, _, width = q_BTHK.shape
     groups = k_BJSK.shape[1]
     # One matrix product for each head of keys, whose queries lie below each other: on CPU five
@@ -162,6 +163,7 @@ def _weights(
 
 @jax.jit
 def _gathered(w_BJHTS: Array, v_BJSK: Array) -> Array:
+    """Return what weights gather of the values, (B, T, H, K)."""
     rows, groups, shared, length, seen = w_BJHTS.shape
     width = v_BJSK.shape[-1]
     w_PRS, v_PSK = w_BJHTS.reshape(rows * groups, -1, seen), v_BJSK.reshape(-1, seen, width)

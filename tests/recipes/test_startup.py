@@ -42,7 +42,7 @@ def test_parts_add_up_and_what_a_part_compiles_is_not_its_own():
     with startup.part("load"):
         time.sleep(0.3)
     with startup.part(startup.MEASURING):
-        time.sleep(0.5)
+        time.sleep(0.9)
         jax.jit(lambda x: jnp.sin(x) + 0.123456)(jnp.ones(3))
         jax.monitoring.record_event_duration_secs(startup._COMPILING[1], 0.4)  # a slow one
     heard = startup._clocks[0].parts["compile"]
@@ -50,7 +50,7 @@ def test_parts_add_up_and_what_a_part_compiles_is_not_its_own():
     assert found["load"] == pytest.approx(0.3, abs=0.15)
     assert heard > 0.4  # jax's own events have the names that are listened to
     assert found["compile"] == pytest.approx(heard, abs=0.06)
-    assert found[startup.MEASURING] < 0.5
+    assert 0.5 <= found[startup.MEASURING] < 0.9
     assert sum(found.values()) - found["all"] == pytest.approx(found["all"], abs=0.3)  # rounded
     assert startup.told() == ""  # once
 
@@ -105,9 +105,8 @@ def test_a_step_compiles_while_something_is_measured_and_not_again(mesh):
                 lambda: measured.append(time.sleep(0.2)), step, state, fixed, at(0)
             )
         assert measured == [None]
-        assert (
-            startup._clocks[0].parts["measured"] > 0.15
-        )  # what the thread compiled is not its own
+        # What the thread compiled was not taken off.
+        assert startup._clocks[0].parts["measured"] > 0.15
         run = fit(step, state, fixed, lambda number: jax.device_put(at(number)), 2)
     finally:
         use_mesh("")
