@@ -2,11 +2,12 @@
 
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import flax.linen as nn
 import jax
+import numpy as np
 from jax import Array
 
 from sftjax.adapters.kind import Call, product_with, tree_at
@@ -15,6 +16,7 @@ from sftjax.adapters.on_quantized import on_quantized
 from sftjax.adapters.plan import Plan, Planned
 from sftjax.adapters.quantize import dequantize_tree
 from sftjax.core import PyTree
+from sftjax.core.beside import beside
 
 Apply = Callable[..., Any]
 
@@ -46,15 +48,19 @@ def side_branch(
 
     def run(params: PyTree, batch: Any, *rest: Any, **named: Any) -> Any:
         key = named.get("key", rest[0] if rest else None)
-        met: set[str] = set()
+        sites = {planned.site.path: planned for planned in plan.sites}
+        numbers = {} if key is None else {path: _number(path) for path in sites}
+        branches = _Branches(
+            sites, {"base": params["base"], "adapter": params["adapter"]}, numbers, scale, key
+        )
         read = batch
         for kind in plan.kinds:
             read = kind.batch(read) if kind.batch is not None else read
-        with nn.intercept_methods(_interceptor(plan, params, scale, key, met)):
+        with beside(branches):
             output = on_quantized(apply)(params["base"], read, *rest, **named)
         for kind in reversed(plan.kinds):
             output = kind.output(output, batch) if kind.output is not None else output
-        missed = [planned for planned in plan.sites if planned.site.path not in met]
+        missed = [planned for planned in plan.sites if planned.site.path not in branches.met]
         if missed and not partly:
             site, kind = missed[0]
             raise ValueError(
@@ -102,20 +108,33 @@ def tree_merge(apply: Apply, plan: Plan, *, scale: Array | float = 1.0) -> Apply
     return run
 
 
-def _interceptor(
-    plan: Plan, params: PyTree, scale: Array | float, key: Any, met: set[str]
-) -> Callable[..., Any]:
-    by_path: dict[str, Planned] = {planned.site.path: planned for planned in plan.sites}
+@dataclass(frozen=True)
+class _Branches:
+    """Gives adapted modules their branches; stands `Beside` them."""
 
-    def intercept(
-        run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
+    planned: Mapping[str, Planned]
+    """By the site's path in the whole model."""
+    params: PyTree
+    """Base and adapter, below `above`."""
+    numbers: Mapping[str, np.uint32]
+    """Of each site below `above`, by its path there: what its key is drawn by."""
+    scale: Array | float
+    key: Array | None
+    above: str = ""
+    """The path at which the paths of modules begin."""
+    met: set[str] = field(default_factory=set)
+    """The sites that were called, by their paths below `above`."""
+
+    def meet(
+        self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
     ) -> Any:
         module = context.module
-        path = "/".join(module.path)
-        planned = by_path.get(path)
+        below = "/".join(module.path)
+        path = "/".join(filter(None, (self.above, below)))
+        planned = self.planned.get(path)
         if planned is None or context.method_name != planned.kind.method:
             return run(*args, **kwargs)
-        met.add(path)
+        self.met.add(below)
         if not args:
             raise ValueError(
                 f"{path} is called with named arguments alone; an adapted module takes its input "
@@ -130,18 +149,39 @@ def _interceptor(
             base=base,
             x=x,
             rest=tuple(rest),
-            params=dequantize_tree(tree_at(params["base"], path)),
+            params=dequantize_tree(tree_at(self.params["base"], below)),
             linear=functools.partial(product_with, module),
-            scale=scale,
-            key=_own(key, path),
+            scale=self.scale,
+            key=None if self.key is None else jax.random.fold_in(self.key, self.numbers[below]),
         )
-        return planned.kind.branch(tree_at(params["adapter"], path), call)
+        return planned.kind.branch(tree_at(self.params["adapter"], below), call)
 
-    return intercept
+    def fixed(self, path: str) -> Hashable:
+        start = f"{path}/"
+        return tuple(
+            (site.removeprefix(start), id(planned.kind))
+            for site, planned in self.planned.items()
+            if site.startswith(start)
+        )
+
+    def given(self, path: str, params: PyTree) -> PyTree:
+        del params
+        own = {name: tree_at(tree, path) for name, tree in self.params.items()}
+        start = f"{path}/"
+        numbers = {
+            site.removeprefix(start): number
+            for site, number in self.numbers.items()
+            if site.startswith(start)
+        }
+        return own, numbers, self.scale, self.key
+
+    def within(self, path: str, given: PyTree) -> "_Branches":
+        return _Branches(self.planned, *given, above=path)
+
+    def left(self, path: str, inner: "_Branches") -> None:
+        self.met.update(f"{path}/{below}" for below in inner.met)
 
 
-def _own(key: Array | None, path: str) -> Array | None:
-    """Return the key of one site; a checksum, since Python's `hash` differs from run to run."""
-    if key is None:
-        return None
-    return jax.random.fold_in(key, zlib.crc32(f"adapter/{path}".encode()) & 0x7FFFFFFF)
+def _number(path: str) -> np.uint32:
+    """Return what a site's key is drawn by; a checksum: Python's `hash` differs from run to run."""
+    return np.uint32(zlib.crc32(f"adapter/{path}".encode()) & 0x7FFFFFFF)

@@ -1,6 +1,7 @@
 """Run linen modules on params that hold quantized leaves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ from jax import Array
 from sftjax.adapters.kind import tree_at
 from sftjax.adapters.quantize import dequantize_tree, quantized_dot, quantized_rows
 from sftjax.core import PyTree, is_quantized
+from sftjax.core.beside import beside
 
 
 def on_quantized(apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,7 +47,7 @@ def on_quantized(apply: Callable[..., Any]) -> Callable[..., Any]:
             return apply(params, *rest, **named)
         # An Embed reads its table when it is set up (a tied decoder may want it). Compiled, what is
         # read by nobody after all is never made.
-        with nn.intercept_methods(_interceptor(params)):
+        with beside(_Quantized(params)):
             return apply(dequantize_tree(params), *rest, **named)
 
     return run
@@ -56,14 +58,20 @@ def has_quantized(params: PyTree) -> bool:
     return any(map(is_quantized, jax.tree.leaves(params, is_leaf=is_quantized)))
 
 
-def _interceptor(params: PyTree) -> Callable[..., Any]:
-    def intercept(
-        run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
+@dataclass(frozen=True)
+class _Quantized:
+    """Lets Dense and Embed read quantized leaves; stands `Beside` them."""
+
+    params: PyTree
+    """Below the place where the paths of modules begin."""
+
+    def meet(
+        self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
     ) -> Any:
         module = context.module
         if context.method_name != "__call__" or not isinstance(module, nn.Dense | nn.Embed):
             return run(*args, **kwargs)
-        own = tree_at(params, "/".join(module.path))
+        own = tree_at(self.params, "/".join(module.path))
         kept = None if own is None else own.get("kernel", own.get("embedding"))
         if kept is None or not is_quantized(kept):
             return run(*args, **kwargs)
@@ -72,7 +80,19 @@ def _interceptor(params: PyTree) -> Callable[..., Any]:
             return quantized_rows(kept, x).astype(module.dtype or kept.dtype)
         return _dense(module, own, kept, x)
 
-    return intercept
+    def fixed(self, path: str) -> Hashable:
+        del path
+
+    def given(self, path: str, params: PyTree) -> PyTree:
+        del params
+        return tree_at(self.params, path)
+
+    def within(self, path: str, given: PyTree) -> "_Quantized":
+        del path
+        return _Quantized(given)
+
+    def left(self, path: str, inner: "_Quantized") -> None:
+        del path, inner
 
 
 def _dense(module: nn.Dense, own: Any, kernel: Any, x: Array) -> Array:

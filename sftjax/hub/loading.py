@@ -25,6 +25,7 @@ from sftjax.hub.seq2seq_names import settled
 from sftjax.hub.source import PROCESSOR, find_folder, tokenizer_files
 from sftjax.hub.weights import Weights, open_file, open_weights
 from sftjax.models import Head, Model
+from sftjax.models.shapes import fresh
 
 
 class Loaded(NamedTuple):
@@ -162,8 +163,7 @@ def _fill(
 
         @jax.jit  # compiled, so that the leaves which come from the file are never made
         def initialise(key: Array) -> dict[str, Array]:
-            made = flatten(model.init(key))
-            return {path: made[path] for path in matched.new}
+            return fresh(model.init, key, matched.new)
 
         for path, leaf in initialise(jax.random.key(0) if key is None else key).items():
             leaf = leaf if param_dtype is None else leaf.astype(param_dtype)

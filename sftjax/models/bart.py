@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from sftjax.models.activation import ACTIVATIONS
+from sftjax.models.alike import Alike
 from sftjax.models.architecture import given, require
 from sftjax.models.dropout import Dropout
 from sftjax.models.few_rows import times
@@ -247,11 +248,11 @@ class Blocks(nn.Module):
         kept: tuple[Kept, ...] | None = None,
         index: Array | None = None,
     ) -> tuple[Array, tuple[Kept | None, ...]]:
-        a, new = self.architecture, []
+        a, call, new = self.architecture, Alike(), []
         for number in range((a.decoder if self.decoder else a.encoder).layers):
             block = Block(a, self.dtype, self.decoder, name=str(number))
             mine = None if kept is None else kept[number]
-            x, one = block(x, source, bias, source_bias, mine, index)
+            x, one = call(block, x, source, bias, source_bias, mine, index)
             new.append(one)
         return x, tuple(new)
 

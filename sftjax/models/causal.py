@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from sftjax.models.activation import ACTIVATIONS
+from sftjax.models.alike import Alike
 from sftjax.models.causal_attention import attend, gather
 from sftjax.models.causal_config import CausalArchitecture
 from sftjax.models.dropout import Dropout
@@ -69,6 +70,20 @@ class Settings(NamedTuple):
     """Whether the layers' keys and values are returned."""
 
 
+class Look(NamedTuple):
+    """What differs between the layers of a decoder; those in which it is equal are alike."""
+
+    scale: float
+    """Of the attention scores."""
+    window: int | None
+    """How many tokens are looked at; None is all."""
+
+
+def look_of(a: CausalArchitecture, layer: int) -> Look:
+    """Return what a layer looks at."""
+    return Look(a.scale / (layer + 1 if a.scale_by_layer else 1), a.windows[layer])
+
+
 def dense(features: int, bias: bool, a: CausalArchitecture, s: Settings, name: str) -> nn.Dense:
     """Return a Dense layer that starts as the config says."""
     normal = nn.initializers.normal(a.initializer_range)
@@ -103,7 +118,7 @@ class Attention(nn.Module):
 
     architecture: CausalArchitecture
     settings: Settings
-    layer: int
+    look: Look
 
     @nn.compact
     def __call__(
@@ -124,7 +139,7 @@ class Attention(nn.Module):
             q, k = norm(a, s, "q_norm")(q), norm(a, s, "k_norm")(k)
         if turns is not None:
             q, k = turn(q, *turns), turn(k, *turns)
-        y, kept = look(a, s, self.layer, q, k, v, segments, past)
+        y, kept = look(a, s, self.look, q, k, v, segments, past)
         y_ND = dense(a.hidden_size, a.out_bias, a, s, "o_proj")(y.reshape(rows * length, -1))
         return y_ND.reshape(x_BTD.shape), kept
 
@@ -132,7 +147,7 @@ class Attention(nn.Module):
 def look(
     a: CausalArchitecture,
     s: Settings,
-    layer: int,
+    own: Look,
     q: Array,
     k: Array,
     v: Array,
@@ -140,14 +155,13 @@ def look(
     past: Past | None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Gather by the layer's own rules, in compact; with a past, look at what it remembers too."""
-    scale = a.scale / (layer + 1 if a.scale_by_layer else 1)
     dropout = None
     module = Dropout(a.attention_dropout)
     if a.attention_dropout and module.has_rng("dropout"):
         dropout = module
     if past is None:
         y = attend(
-            q, k, v, scale=scale, segment_ids=segments, window=a.windows[layer],
+            q, k, v, scale=own.scale, segment_ids=segments, window=own.window,
             softcap=a.attention_softcap, implementation=s.attention, dropout=dropout,
         )  # fmt: skip
         return y, (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
@@ -155,7 +169,7 @@ def look(
         jax.lax.dynamic_update_slice_in_dim(old, new.transpose(0, 2, 1, 3), past.slot, 2)
         for old, new in ((past.keys, k), (past.values, v))
     )
-    return gather(q, k, v, past.seen, scale=scale, softcap=a.attention_softcap), (k, v)
+    return gather(q, k, v, past.seen, scale=own.scale, softcap=a.attention_softcap), (k, v)
 
 
 class Network(nn.Module):
@@ -181,7 +195,7 @@ class Layer(nn.Module):
 
     architecture: CausalArchitecture
     settings: Settings
-    layer: int
+    look: Look
 
     @nn.compact
     def __call__(
@@ -193,7 +207,7 @@ class Layer(nn.Module):
         if a.sandwich:
             before = "pre_feedforward_layernorm"
         y = norm(a, s, "input_layernorm")(x)
-        y, kept = Attention(a, s, self.layer, name="self_attn")(y, turns, segments, past)
+        y, kept = Attention(a, s, self.look, name="self_attn")(y, turns, segments, past)
         x += norm(a, s, after)(y) if a.sandwich else y
         y = Network(a, s, name="mlp")(norm(a, s, before)(x))
         x += norm(a, s, "post_feedforward_layernorm")(y) if a.sandwich else y
@@ -217,11 +231,11 @@ class Layers(nn.Module):
         block = self.block
         if s.remat != "none":
             block = nn.remat(block, policy=REMAT[s.remat], prevent_cse=True)
-        kept = []
+        call, kept = Alike(), []
         for i in range(a.num_layers):
             past = None if inputs.past is None else inputs.past[i]
-            one = block(a, s, i, name=str(i))
-            x, own = one(x, turns[a.ropes[i]], inputs.segment_ids, past)
+            one = block(a, s, look_of(a, i), name=str(i))
+            x, own = call(one, x, turns[a.ropes[i]], inputs.segment_ids, past)
             kept.append(own)
         return x, kept
 

@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from sftjax.models.activation import ACTIVATIONS
+from sftjax.models.alike import Alike
 from sftjax.models.architecture import given
 from sftjax.models.convolution import Depthwise, around, conv
 from sftjax.models.dropout import DropPath
@@ -100,10 +101,10 @@ def blocks(a: ConvNeXt, x: Array, passage: Passage, dtype: DTypeLike) -> Array:
         return conv(width, 2, 2, valid, dtype, "1", bias=True, init=normal)(x)
 
     def layers(number: int, x: Array) -> Array:
-        below = sum(a.depths[:number])
+        below, call = sum(a.depths[:number]), Alike()
         for depth in range(a.depths[number]):
             drop = a.drop * (below + depth) / max(sum(a.depths) - 1, 1)
-            x = Layer(a, drop, dtype, name=str(depth))(x)
+            x = call(Layer(a, drop, dtype, name=str(depth)), x)
         return x
 
     def stage(number: int, x: Array) -> Array:

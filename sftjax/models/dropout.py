@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from sftjax.models.alike import draw
+
 
 class Dropout(nn.Module):
     """Zero each entry with probability `rate` and divide the others by `1 - rate`.
@@ -29,7 +31,7 @@ class Dropout(nn.Module):
         if self.rate == 0.0 or not self.has_rng("dropout"):
             return x
         kept = round((1.0 - self.rate) * 65536)
-        keep = _random_halves(self.make_rng("dropout"), x.shape) < kept
+        keep = _random_halves(draw(self), x.shape) < kept
         return jnp.where(keep, x * jnp.asarray(65536 / kept, x.dtype), 0)
 
 
@@ -52,7 +54,7 @@ class DropPath(nn.Module):
         if self.rate == 0.0 or not self.has_rng("dropout"):
             return x
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, shape)
+        keep = jax.random.bernoulli(draw(self), 1.0 - self.rate, shape)
         return jnp.where(keep, x / jnp.asarray(1.0 - self.rate, x.dtype), 0)
 
 

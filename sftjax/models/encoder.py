@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from sftjax.models.activation import ACTIVATIONS
+from sftjax.models.alike import Alike
 from sftjax.models.architecture import Architecture
 from sftjax.models.attention import attend
 from sftjax.models.dropout import Dropout
@@ -133,14 +134,14 @@ class Layers(nn.Module):
     @nn.compact
     def __call__(self, x_ND: Array, bias: Array) -> Array:
         a = self.architecture
-        span = self.span or Span(0, a.num_layers)
+        span, call = self.span or Span(0, a.num_layers), Alike()
         for number in range(span.start, span.stop):
             looking = x_ND
             if self.first and number == a.num_layers - 1:
                 # Where only first tokens are read, the last block need not compute the others:
                 # of its products, those of keys and values remain, a sixth.
                 looking = x_ND.reshape(len(bias), -1, x_ND.shape[-1])[:, 0]
-            x_ND = self.block(a, self.dtype, name=str(number))(looking, x_ND, bias)
+            x_ND = call(self.block(a, self.dtype, name=str(number)), looking, x_ND, bias)
         return x_ND
 
 

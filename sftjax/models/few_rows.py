@@ -7,8 +7,9 @@ to three times as fast, 64 as fast, more not.
 """
 
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +18,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
 
-from sftjax.core import Batch, PyTree
+from sftjax.core import Batch, PyTree, flatten
+from sftjax.core.beside import beside
 from sftjax.core.paths import path_of
 from sftjax.core.target import platform
 from sftjax.models.decoding import Cache, Decoder
@@ -111,23 +113,46 @@ def _reading(params: PyTree, kernels: Turned) -> Generator[None, None, None]:
     known = {
         id(leaf): kernel for leaf, kernel in zip(leaves, kernels, strict=True) if kernel is not None
     }
+    with beside(_Reading(lambda path, leaf: known.get(id(leaf)))):
+        yield
 
-    def intercept(
-        run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
+
+@dataclass(frozen=True)
+class _Reading:
+    """Lets Dense layers of few rows read transposes; stands `Beside` them."""
+
+    find: Callable[[str, Array], Array | None]
+    """The transpose of the kernel at a path, if it is known."""
+
+    def meet(
+        self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
     ) -> Any:
         module = context.module
         if type(module) is not nn.Dense or context.method_name != "__call__" or len(args) != 1:
             return run(*args, **kwargs)
         (x,), own = args, module.variables["params"]
-        kernel = known.get(id(own["kernel"]))
+        kernel = self.find("/".join((*module.path, "kernel")), own["kernel"])
         rows = x.size // x.shape[-1]
         if kernel is None or x.dtype != jnp.float32 or not pays(rows):
             return run(*args, **kwargs)
         y = times(x.reshape(rows, -1), kernel).reshape(*x.shape[:-1], -1)
         return (y + own["bias"] if module.use_bias else y).astype(module.dtype or y.dtype)
 
-    with nn.intercept_methods(intercept):
-        yield
+    def fixed(self, path: str) -> Hashable:
+        del path
+
+    def given(self, path: str, params: PyTree) -> PyTree:
+        found = {
+            below: self.find(f"{path}/{below}", leaf) for below, leaf in flatten(params).items()
+        }
+        return {below: kernel for below, kernel in found.items() if kernel is not None}
+
+    def within(self, path: str, given: PyTree) -> "_Reading":
+        del path
+        return _Reading(lambda below, leaf: given.get(below))
+
+    def left(self, path: str, inner: "_Reading") -> None:
+        del path, inner
 
 
 def _stays(leaf: Any) -> bool:

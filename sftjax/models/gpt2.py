@@ -9,7 +9,7 @@ from jax import Array
 
 from sftjax.models.activation import ACTIVATIONS
 from sftjax.models.architecture import given, require
-from sftjax.models.causal import Inputs, Layers, Settings, dense, give, look
+from sftjax.models.causal import Inputs, Layers, Look, Settings, dense, give, look
 from sftjax.models.causal_config import CausalArchitecture, check_causal
 from sftjax.models.dropout import Dropout
 from sftjax.models.norm import LayerNorm
@@ -66,7 +66,7 @@ class Attention(nn.Module):
 
     architecture: CausalArchitecture
     settings: Settings
-    layer: int
+    look: Look
 
     @nn.compact
     def __call__(self, x_BTD: Array, segments: Array | None, past: Any) -> tuple[Array, Any]:
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         q, k, v = (
             part.reshape(rows, length, a.num_heads, a.head_dim) for part in jnp.split(x_ND, 3, -1)
         )
-        y, kept = look(a, s, self.layer, q, k, v, segments, past)
+        y, kept = look(a, s, self.look, q, k, v, segments, past)
         y_ND = dense(width, True, a, s, "c_proj")(y.reshape(-1, width))
         return Dropout(a.residual_dropout)(y_ND).reshape(x_BTD.shape), kept
 
@@ -101,7 +101,7 @@ class Layer(nn.Module):
 
     architecture: CausalArchitecture
     settings: Settings
-    layer: int
+    look: Look
 
     @nn.compact
     def __call__(
@@ -110,7 +110,7 @@ class Layer(nn.Module):
         """Return the block's output and, if they are to be kept, its keys and values."""
         a, s = self.architecture, self.settings
         y = LayerNorm(a.norm_eps, s.dtype, name="ln_1")(x)
-        y, kept = Attention(a, s, self.layer, name="attn")(y, segments, past)
+        y, kept = Attention(a, s, self.look, name="attn")(y, segments, past)
         x += y
         x += Network(a, s, name="mlp")(LayerNorm(a.norm_eps, s.dtype, name="ln_2")(x))
         return x, kept if s.keep else None

@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from sftjax.models.activation import ACTIVATIONS
+from sftjax.models.alike import Alike
 from sftjax.models.dropout import Dropout
 from sftjax.models.few_rows import times
 from sftjax.models.norm import over_root_mean_square
@@ -238,11 +239,11 @@ class Blocks(nn.Module):
         kept: tuple[Kept, ...] | None = None,
         index: Array | None = None,
     ) -> tuple[Array, tuple[Kept | None, ...]]:
-        a, new = self.architecture, []
+        a, call, new = self.architecture, Alike(), []
         for number in range(a.num_decoder_layers if self.decoder else a.num_layers):
             block = Block(a, self.dtype, self.decoder, number == 0, name=str(number))
             mine = None if kept is None else kept[number]
-            x, bias, one = block(x, source, bias, source_bias, distance, mine, index)
+            x, bias, one = call(block, x, source, bias, source_bias, distance, mine, index)
             new.append(one)
         return x, tuple(new)
 

@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from sftjax.models.activation import ACTIVATIONS
+from sftjax.models.alike import Alike
 from sftjax.models.architecture import given, require
 from sftjax.models.attention import attend, attention_weights
 from sftjax.models.convolution import conv
@@ -184,13 +185,15 @@ class Layer(nn.Module):
 
     a: ViT
     dtype: DTypeLike
+    rows: int
+    """How many images the tokens are of."""
 
     @nn.compact
-    def __call__(self, x_ND: Array, rows: int) -> Array:
+    def __call__(self, x_ND: Array) -> Array:
         """Return (N, D) from the same."""
         a, drop = self.a, Dropout(self.a.hidden_dropout)
         y = LayerNorm(a.epsilon, self.dtype, name="layernorm_before")(x_ND)
-        x_ND += drop(Attention(a, self.dtype, name="attention")(y, rows))
+        x_ND += drop(Attention(a, self.dtype, name="attention")(y, self.rows))
         y = LayerNorm(a.epsilon, self.dtype, name="layernorm_after")(x_ND)
         wide = lambda y: dense(a.intermediate_size, a, self.dtype, "dense")(y)  # noqa: E731
         y = ACTIVATIONS[a.activation](at("intermediate", wide, y))
@@ -203,20 +206,22 @@ class ScaledLayer(nn.Module):
 
     a: ViT
     dtype: DTypeLike
+    rows: int
+    """How many images the tokens are of."""
 
     @nn.compact
-    def __call__(self, x_ND: Array, rows: int) -> Array:
+    def __call__(self, x_ND: Array) -> Array:
         """Return (N, D) from the same."""
         a = self.a
         y = LayerNorm(a.epsilon, self.dtype, name="norm1")(x_ND)
-        y = Attention(a, self.dtype, name="attention")(y, rows)
-        x_ND += self._branch(y, rows, "layer_scale1")
+        y = Attention(a, self.dtype, name="attention")(y, self.rows)
+        x_ND += self._branch(y, "layer_scale1")
         y = LayerNorm(a.epsilon, self.dtype, name="norm2")(x_ND)
-        return x_ND + self._branch(at("mlp", mlp, a, self.dtype, y), rows, "layer_scale2")
+        return x_ND + self._branch(at("mlp", mlp, a, self.dtype, y), "layer_scale2")
 
-    def _branch(self, y: Array, rows: int, name: str) -> Array:
+    def _branch(self, y: Array, name: str) -> Array:
         y = Scale(self.a, name=name)(y)
-        return DropPath(self.a.drop)(y.reshape(rows, -1)).reshape(y.shape)
+        return DropPath(self.a.drop)(y.reshape(self.rows, -1)).reshape(y.shape)
 
 
 def mlp(a: ViT, dtype: DTypeLike, y: Array) -> Array:
@@ -253,9 +258,9 @@ def blocks(a: ViT, x: Array, passage: Passage, dtype: DTypeLike) -> Array:
     def layers(x_ND: Array) -> Array:
         if passage.start == 0:
             passage.maps["stem"] = laid_out(x_ND)
-        kind = Layer if a.layer_scale is None else ScaledLayer
+        kind, call = Layer if a.layer_scale is None else ScaledLayer, Alike()
         for number in passage.blocks(a.num_blocks):
-            x_ND = kind(a, dtype, name=str(number))(x_ND, rows)
+            x_ND = call(kind(a, dtype, rows, name=str(number)), x_ND)
             passage.maps[f"stage{number + 1}"] = laid_out(x_ND)
         return x_ND
 

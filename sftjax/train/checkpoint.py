@@ -89,6 +89,7 @@ class Checkpoints:
         plain = None if identity is None else json.loads(redact(json.dumps(dict(identity))))
         self._identity, self._accept = plain, accept_changes
         self._read_only = read_only
+        self._opened: Any = None
         self._pending: tuple[int, Any] | None = None
         self._whole: int | None = None
         self.failed = []
@@ -152,6 +153,8 @@ class Checkpoints:
         """
         self.wait()
         self._whole = None
+        if not any(saved.name.isdigit() for saved in self._folder.glob("*")):
+            return None
         steps = sorted((found.step for found in self._checkpointer.checkpoints), reverse=True)
         steps = [step for step in steps if at_most is None or step <= at_most]
         for place, step in enumerate(steps):
@@ -177,7 +180,8 @@ class Checkpoints:
     def close(self) -> None:
         """Wait until every save is on disk, or has failed."""
         self.wait()
-        self._checkpointer.close()
+        if self._opened is not None:
+            self._opened.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -190,16 +194,24 @@ class Checkpoints:
     ) -> None:
         self.close()
 
-    def _open(self) -> None:
-        from orbax.checkpoint import v1 as ocp
+    def make_ready(self) -> None:
+        """Import what writes, so that the first `save` need not wait for it."""
+        _ = self._checkpointer
 
+    @property
+    def _checkpointer(self) -> Any:
+        if self._opened is None:
+            from orbax.checkpoint import v1 as ocp  # takes a quarter of a second
+
+            policy: Any = ocp.training.preservation_policies.LatestN(self._keep)
+            self._opened = ocp.training.Checkpointer(str(self._folder), preservation_policy=policy)
+        return self._opened
+
+    def _open(self) -> None:
         if self._folder.exists() and not self._read_only and jax.process_index() == 0:
             for torn in self._folder.glob("*.orbax-checkpoint-tmp*"):  # of a process that was
                 shutil.rmtree(torn)  # killed, or of a save that failed
-        policy: Any = ocp.training.preservation_policies.LatestN(self._keep)
-        self._checkpointer: Any = ocp.training.Checkpointer(
-            str(self._folder), preservation_policy=policy
-        )
+        self._opened = None
 
     def _tell(self, step: int, error: Exception) -> None:
         """Warn of a save that the disk refused, and start anew from what is there."""

@@ -103,7 +103,7 @@ def init(
     if importance is not None:
         check_form(importance, {} if anchor is None else anchor)
         check_finite(importance)
-    moving = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), moving)
+    moving = _copied(moving)
     if frozen_dtype is not None:
         frozen = jax.tree.map(
             lambda leaf: (
@@ -231,6 +231,11 @@ def make_step(
         return TrainState(state.step + 1, trainable, opt_state, model_state, state.key), metrics
 
     return step
+
+
+@jax.jit  # one program, not one for each shape
+def _copied(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), tree)
 
 
 def compile_step(

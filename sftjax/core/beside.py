@@ -1,0 +1,97 @@
+"""What stands beside a model's linen modules and meets each of them as it is called.
+
+Linen's interceptors know a module by its path in the whole model. Blocks that are alike are traced
+once for all of them (`models.alike`); inside, a path begins at the block, and arrays from outside
+must come as arguments. What stands beside says here which arrays a block needs, and gives another
+to stand inside.
+"""
+
+from collections.abc import Callable, Generator, Hashable, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import flax.linen as nn
+from flax.linen import module as linen
+
+from sftjax.core.state import PyTree
+
+
+class Beside(Protocol):
+    """Stands beside modules, and may give something in place of what they would."""
+
+    def meet(
+        self,
+        run: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        """Return what a method of a module gives, as an interceptor of `nn.intercept_methods`."""
+        ...
+
+    def fixed(self, path: str) -> Hashable:
+        """Return what it does below a path, but for arrays; equal for blocks that are alike."""
+        ...
+
+    def given(self, path: str, params: PyTree) -> PyTree:
+        """Return the arrays that it reads below a path, where the model's own are `params`."""
+        ...
+
+    def within(self, path: str, given: PyTree) -> "Beside":
+        """Return what stands inside a block in its place: paths begin there."""
+        ...
+
+    def left(self, path: str, inner: Any) -> None:
+        """Hear that a block was called, with `inner` standing (or having stood, when traced)."""
+        ...
+
+
+_standing: ContextVar[tuple[Beside, ...]] = ContextVar("standing", default=())
+
+
+@contextmanager
+def beside(one: Beside) -> Generator[None, None, None]:
+    """Let one stand beside the modules that are called meanwhile, nearer than those before."""
+    outer = _standing.get()
+    place = len(outer)
+
+    def intercept(
+        run: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        return _standing.get()[place].meet(run, args, kwargs, context)
+
+    token = _standing.set((*outer, one))
+    try:
+        with nn.intercept_methods(intercept):
+            yield
+    finally:
+        _standing.reset(token)
+
+
+@contextmanager
+def within(inner: Sequence[Beside]) -> Generator[None, None, None]:
+    """Let these stand in the place of those that stand, in their order."""
+    token = _standing.set(tuple(inner))
+    try:
+        yield
+    finally:
+        _standing.reset(token)
+
+
+def standing() -> tuple[Beside, ...] | None:
+    """Return all that stand, in their order; None if an interceptor of somebody else does too.
+
+    >>> standing()
+    ()
+    >>> with nn.intercept_methods(lambda run, args, kwargs, context: run(*args, **kwargs)):
+    ...     print(standing())
+    None
+    """
+    ours = _standing.get()
+    # Linen has no public way to ask; where it keeps them elsewhere, somebody may always stand.
+    all_of_them = getattr(linen, "_global_interceptor_stack", None)
+    return ours if all_of_them is not None and len(list(all_of_them)) == len(ours) else None
