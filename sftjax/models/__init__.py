@@ -1,5 +1,6 @@
 """Models as Flax modules whose params have the checkpoint's own names; nothing about files."""
 
+from sftjax.models.alike import Alike
 from sftjax.models.architecture import Architecture
 from sftjax.models.causal_model import CausalModel
 from sftjax.models.encoder_apart import encoder_apart
@@ -21,6 +22,7 @@ from sftjax.models.text_encoder import TextEncoder
 __all__ = [
     "FAMILIES",
     "TENSOR_RULES",
+    "Alike",
     "Architecture",
     "CausalModel",
     "Head",

@@ -20,6 +20,9 @@ from jax.core import Tracer
 
 from sftjax.core.beside import Beside, standing, within
 
+Keys = dict[str, Array]
+"""Of a block, by the names of linen's `rngs`."""
+
 Place = tuple[str, int]
 """The path of a module below its block, and its how-manieth draw."""
 
@@ -62,7 +65,8 @@ class Alike:
 
     Only while a program is traced, where no collection moves (a block that is initialized, or
     counts batch statistics, is called as it is), and where nobody looks on by an interceptor of
-    linen's: it would see one block only.
+    linen's: it would see one block only. What `models.dropout` draws is what it draws in blocks
+    that are called one by one; another module that draws has a key of its block's own.
 
     >>> class Stack(nn.Module):
     ...     @nn.compact
@@ -97,17 +101,18 @@ class Alike:
         path = "/".join(block.path)
         variables = block.variables
         given = tuple(one.given(path, variables["params"]) for one in there)
-        rng = block.scope.rngs.get("dropout")
-        key = None if rng is None else rng.rng
-        kind = (_settings(block), tuple(one.fixed(path) for one in there), rng is None)
+        rngs = {name: LazyRng.create(rng) for name, rng in block.scope.rngs.items()}
+        keys = {name: rng.as_jax_rng() for name, rng in rngs.items()}
+        kind = (_settings(block), tuple(one.fixed(path) for one in there), tuple(keys))
         if kind not in self._traced:
-            self._traced[kind] = _trace(block, path, there, (variables, given, key, inputs))
+            self._traced[kind] = _trace(block, path, there, (variables, given, keys, inputs))
         run, drawing, stood = self._traced[kind]
         draws = [
-            LazyRng.create(rng, *below.split("/"), number).as_jax_rng() for below, number in drawing
+            LazyRng.create(rngs["dropout"], *below.split("/"), number).as_jax_rng()
+            for below, number in drawing
         ]
         with jax.named_scope(str(block.name)):
-            output = run(variables, given, draws, key, inputs)
+            output = run(variables, given, draws, keys, inputs)
         for inner in stood:
             for one, own in zip(there, inner, strict=True):
                 one.left(path, own)
@@ -136,28 +141,27 @@ def _settings(block: nn.Module) -> Hashable:
 
 
 def _trace(
-    block: nn.Module, path: str, there: tuple[Beside, ...], seen: tuple[Any, Any, Any, Any]
+    block: Any, path: str, there: tuple[Beside, ...], seen: tuple[Any, Any, Keys, Any]
 ) -> _Traced:
     """Return the one function of all blocks that are like this one."""
     template = block.clone(parent=None, name=None)
     stood: list[tuple[Beside, ...]] = []
 
     def inside(
-        known: Callable[[str], Array], variables: Any, given: Any, key: Array | None, inputs: Any
+        known: Callable[[str], Array], variables: Any, given: Any, keys: Keys, inputs: Any
     ) -> Any:
         stood.append(tuple(one.within(path, own) for one, own in zip(there, given, strict=True)))
-        rngs = {} if key is None else {"dropout": key}  # tells that there is one; draws are known
         with within(stood[-1]), _drawing(known):
-            return template.apply(variables, *inputs, rngs=rngs)
+            return template.apply(variables, *inputs, rngs=keys)
 
-    def look(variables: Any, given: Any, key: Array, inputs: Any) -> Any:
+    def look(variables: Any, given: Any, keys: Keys, inputs: Any) -> Any:
         def found(below: str) -> Array:
             drawing.append((below, 1 + sum(below == other for other, _ in drawing)))
-            return key
+            return keys["dropout"]
 
-        return inside(found, variables, given, key, inputs)
+        return inside(found, variables, given, keys, inputs)
 
-    def run(variables: Any, given: Any, draws: list[Array], key: Array | None, inputs: Any) -> Any:
+    def run(variables: Any, given: Any, draws: list[Array], keys: Keys, inputs: Any) -> Any:
         left = list(zip(drawing, draws, strict=True))
 
         def known(below: str) -> Array:
@@ -165,12 +169,11 @@ def _trace(
             assert place == below, f"{path}: {below} draws where {place} did"
             return own
 
-        return inside(known, variables, given, key, inputs)
+        return inside(known, variables, given, keys, inputs)
 
     drawing: list[Place] = []
-    variables, given, key, inputs = seen
-    if key is not None:
-        jax.eval_shape(look, variables, given, key, inputs)
+    if "dropout" in block.scope.rngs:
+        jax.eval_shape(look, *seen)
         stood.clear()
     run.__name__ = run.__qualname__ = type(block).__name__
     return _Traced(jax.jit(run), tuple(drawing), stood)

@@ -96,9 +96,8 @@ def summarize(job: Summarize, tell: Callable[[str], None] = say) -> Summarized:
         [] if shown is None else list(zip(shown.documents, shown.summaries, strict=True)), tell,
     )  # fmt: skip
     abilities = Abilities(run.model, run.tokenizer, writer, run.prompts)
-    lead_name, lead = lead_row(run.test, run.train.summaries)
-    same_name, same = commonest_row(run.test, run.train.summaries)
     measured: list[tuple[list[str], Summaries]] = []
+    to_beat: list[tuple[str, Summaries]] = []
 
     def before() -> None:
         with part(MEASURING):
@@ -106,8 +105,10 @@ def summarize(job: Summarize, tell: Callable[[str], None] = say) -> Summarized:
             tell("before training:")
             scorer.samples(plain)
             measured.append(scorer.measured(plain, run.test))
-        reached, to_beat = (found.rouge["rougeL"].value for found in (measured[0][1], lead))
-        tell(f"ROUGE-L of the pretrained model {reached:.3f}, {lead_name} {to_beat:.3f}")
+            to_beat.extend(row(run.test, run.train.summaries) for row in (lead_row, commonest_row))
+        name, lead = to_beat[0]
+        reached, lines = (found.rouge["rougeL"].value for found in (measured[0][1], lead))
+        tell(f"ROUGE-L of the pretrained model {reached:.3f}, {name} {lines:.3f}")
 
     def batches(rows: SummaryRows) -> Stream:
         make = pairs_packed if job.packing else pairs_shuffled
@@ -151,10 +152,10 @@ def summarize(job: Summarize, tell: Callable[[str], None] = say) -> Summarized:
     (texts_before, found_before), (texts_after, after) = measured
     held, answers = abilities.kept(plain)
     found = Summarized(
-        {lead_name: lead, same_name: same, "before": found_before, "after": after},
+        {**dict(to_beat), "before": found_before, "after": after},
         _gain(after, found_before),
-        _gain(after, lead),
-        _gain(after, same),
+        _gain(after, to_beat[0][1]),
+        _gain(after, to_beat[1][1]),
         held,
         (abilities.prompts, abilities.before.written.texts, answers),
         scorer.history,

@@ -13,7 +13,8 @@ from family_steps import CONFIGS, KINDS
 
 from sftjax.adapters import ia3, lora, plan_adapter, quantize_base, side_branch, with_adapter
 from sftjax.core import flatten
-from sftjax.models import Head, build
+from sftjax.models import Alike, Head, build
+from sftjax.models.dropout import Dropout
 from sftjax.models.shapes import fresh
 
 DEPTH = {
@@ -172,3 +173,43 @@ def test_a_fresh_leaf_of_any_block_is_the_one_that_init_draws():
     for path in ("classifier/kernel", "bert/encoder/layer/1/attention/self/query/kernel"):
         (leaf,) = jax.jit(lambda key, path=path: fresh(model.init, key, [path]))(key).values()
         np.testing.assert_array_equal(leaf, drawn[path])
+
+
+def test_modules_of_others_draw_apart_in_each_block():
+    class Noisy(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x + jax.random.normal(self.make_rng("noise"), x.shape)
+
+    class Stack(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            call = Alike()
+            seen = [call(nn.Dropout(0.5, deterministic=False, name=f"d{i}"), x) for i in range(2)]
+            return [*seen, *(call(Noisy(name=f"n{i}"), x) for i in range(2))]
+
+    rngs = {"dropout": jax.random.key(0), "noise": jax.random.key(1)}
+    drops, again, noise, more = jax.jit(Stack().apply)({}, jnp.ones(64), rngs=rngs)
+    assert (drops != again).any()
+    assert (noise != more).all()
+
+
+def test_two_modules_that_draw_in_one_place_draw_apart():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            drop = Dropout(0.5)
+            return drop(x), drop(x)
+
+    class Stack(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            call = Alike()
+            return [call(Block(name=str(i)), x) for i in range(2)]
+
+    args = ({}, jnp.ones(64))
+    key = {"dropout": jax.random.key(0)}
+    found = jax.jit(lambda key: Stack().apply(*args, rngs=key))(key)
+    expected = one_by_one(lambda key: Stack().apply(*args, rngs=key))(key)
+    assert jax.tree.map(np.array_equal, found, expected) == [(True, True)] * 2
+    assert len({leaf.tobytes() for leaf in map(np.asarray, jax.tree.leaves(found))}) == 4
