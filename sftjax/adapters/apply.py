@@ -16,7 +16,7 @@ from sftjax.adapters.on_quantized import on_quantized
 from sftjax.adapters.plan import Plan, Planned
 from sftjax.adapters.quantize import dequantize_tree
 from sftjax.core import PyTree
-from sftjax.core.beside import beside
+from sftjax.core.beside import below, beside, joined
 
 Apply = Callable[..., Any]
 
@@ -129,12 +129,12 @@ class _Branches:
         self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
     ) -> Any:
         module = context.module
-        below = "/".join(module.path)
-        path = "/".join(filter(None, (self.above, below)))
+        place = "/".join(module.path)
+        path = joined(self.above, place)
         planned = self.planned.get(path)
         if planned is None or context.method_name != planned.kind.method:
             return run(*args, **kwargs)
-        self.met.add(below)
+        self.met.add(place)
         if not args:
             raise ValueError(
                 f"{path} is called with named arguments alone; an adapted module takes its input "
@@ -149,37 +149,36 @@ class _Branches:
             base=base,
             x=x,
             rest=tuple(rest),
-            params=dequantize_tree(tree_at(self.params["base"], below)),
+            params=dequantize_tree(tree_at(self.params["base"], place)),
             linear=functools.partial(product_with, module),
             scale=self.scale,
-            key=None if self.key is None else jax.random.fold_in(self.key, self.numbers[below]),
+            key=None if self.key is None else jax.random.fold_in(self.key, self.numbers[place]),
         )
-        return planned.kind.branch(tree_at(self.params["adapter"], below), call)
+        return planned.kind.branch(tree_at(self.params["adapter"], place), call)
 
     def fixed(self, path: str) -> Hashable:
-        start = f"{path}/"
+        path = joined(self.above, path)
         return tuple(
-            (site.removeprefix(start), id(planned.kind))
+            (place, id(planned.kind))
             for site, planned in self.planned.items()
-            if site.startswith(start)
+            if (place := below(path, site)) is not None
         )
 
     def given(self, path: str, params: PyTree) -> PyTree:
         del params
         own = {name: tree_at(tree, path) for name, tree in self.params.items()}
-        start = f"{path}/"
         numbers = {
-            site.removeprefix(start): number
+            place: number
             for site, number in self.numbers.items()
-            if site.startswith(start)
+            if (place := below(path, site)) is not None
         }
         return own, numbers, self.scale, self.key
 
     def within(self, path: str, given: PyTree) -> "_Branches":
-        return _Branches(self.planned, *given, above=path)
+        return _Branches(self.planned, *given, above=joined(self.above, path))
 
     def left(self, path: str, inner: "_Branches") -> None:
-        self.met.update(f"{path}/{below}" for below in inner.met)
+        self.met.update(joined(path, place) for place in inner.met)
 
 
 def _number(path: str) -> np.uint32:

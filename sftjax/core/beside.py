@@ -82,6 +82,26 @@ def within(inner: Sequence[Beside]) -> Generator[None, None, None]:
         _standing.reset(token)
 
 
+def below(path: str, other: str) -> str | None:
+    """Return the rest of a path below another; "" if they are equal, None if it is elsewhere.
+
+    >>> below("layer/1", "layer/1/query"), below("layer/1", "layer/1"), below("layer/1", "layer/10")
+    ('query', '', None)
+    """
+    if path == other:
+        return ""
+    return other.removeprefix(f"{path}/") if other.startswith(f"{path}/") else None
+
+
+def joined(path: str, rest: str) -> str:
+    """Return a path and the rest below it in one.
+
+    >>> joined("layer/1", "query"), joined("layer/1", ""), joined("", "query")
+    ('layer/1/query', 'layer/1', 'query')
+    """
+    return "/".join(filter(None, (path, rest)))
+
+
 def standing() -> tuple[Beside, ...] | None:
     """Return all that stand, in their order; None if an interceptor of somebody else does too.
 

@@ -18,7 +18,7 @@ from flax.core.scope import LazyRng
 from jax import Array
 from jax.core import Tracer
 
-from sftjax.core.beside import Beside, standing, within
+from sftjax.core.beside import Beside, joined, standing, within
 
 Keys = dict[str, Array]
 """Of a block, by the names of linen's `rngs`."""
@@ -107,9 +107,12 @@ class Alike:
         if kind not in self._traced:
             self._traced[kind] = _trace(block, path, there, (variables, given, keys, inputs))
         run, drawing, stood = self._traced[kind]
+        outer = _draws.get()
         draws = [
-            LazyRng.create(rngs["dropout"], *below.split("/"), number).as_jax_rng()
-            for below, number in drawing
+            LazyRng.create(rngs["dropout"], *place.split("/"), number).as_jax_rng()
+            if outer is None
+            else outer(joined(path, place))
+            for place, number in drawing
         ]
         with jax.named_scope(str(block.name)):
             output = run(variables, given, draws, keys, inputs)

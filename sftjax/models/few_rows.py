@@ -19,7 +19,7 @@ from jax import Array
 from jax.core import Tracer
 
 from sftjax.core import Batch, PyTree, flatten
-from sftjax.core.beside import beside
+from sftjax.core.beside import beside, joined
 from sftjax.core.paths import path_of
 from sftjax.core.target import platform
 from sftjax.models.decoding import Cache, Decoder
@@ -143,13 +143,13 @@ class _Reading:
 
     def given(self, path: str, params: PyTree) -> PyTree:
         found = {
-            below: self.find(f"{path}/{below}", leaf) for below, leaf in flatten(params).items()
+            place: self.find(joined(path, place), leaf) for place, leaf in flatten(params).items()
         }
-        return {below: kernel for below, kernel in found.items() if kernel is not None}
+        return {place: kernel for place, kernel in found.items() if kernel is not None}
 
     def within(self, path: str, given: PyTree) -> "_Reading":
         del path
-        return _Reading(lambda below, leaf: given.get(below))
+        return _Reading(lambda place, leaf: given.get(place))
 
     def left(self, path: str, inner: "_Reading") -> None:
         del path, inner

@@ -194,7 +194,8 @@ def test_modules_of_others_draw_apart_in_each_block():
     assert (noise != more).all()
 
 
-def test_two_modules_that_draw_in_one_place_draw_apart():
+@pytest.mark.parametrize("nested", [False, True])
+def test_two_modules_that_draw_in_one_place_draw_apart(nested):
     class Block(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -202,14 +203,45 @@ def test_two_modules_that_draw_in_one_place_draw_apart():
             return drop(x), drop(x)
 
     class Stack(nn.Module):
+        nested: bool
+
         @nn.compact
         def __call__(self, x):
             call = Alike()
-            return [call(Block(name=str(i)), x) for i in range(2)]
+            return [
+                call(Stack(False, name=f"{i}") if self.nested else Block(name=f"{i}"), x)
+                for i in range(2)
+            ]
 
-    args = ({}, jnp.ones(64))
-    key = {"dropout": jax.random.key(0)}
-    found = jax.jit(lambda key: Stack().apply(*args, rngs=key))(key)
-    expected = one_by_one(lambda key: Stack().apply(*args, rngs=key))(key)
-    assert jax.tree.map(np.array_equal, found, expected) == [(True, True)] * 2
-    assert len({leaf.tobytes() for leaf in map(np.asarray, jax.tree.leaves(found))}) == 4
+    def run(key):
+        return Stack(nested).apply({}, jnp.ones(64), rngs={"dropout": key})
+
+    found, expected = jax.jit(run)(jax.random.key(0)), one_by_one(run)(jax.random.key(0))
+    masks = [np.asarray(leaf) for leaf in jax.tree.leaves(found)]
+    for mask, other in zip(masks, jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(mask, other)
+    assert len({mask.tobytes() for mask in masks}) == len(masks) == (8 if nested else 4)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_block_may_be_what_is_adapted(nested):
+    class Stack(nn.Module):
+        nested: bool
+
+        @nn.compact
+        def __call__(self, x):
+            call = Alike()
+            for i in range(3):
+                block = Stack(False, name=f"s{i}") if self.nested else nn.Dense(8, name=f"{i}")
+                x = call(block, x)
+            return x
+
+    stack, x = Stack(nested), jax.random.normal(jax.random.key(0), (4, 8))
+    params = stack.init(jax.random.key(1), x)["params"]
+    plan = plan_adapter(params, lora(r=2, lora_dropout=0.5))
+    params = with_adapter(params, plan, jax.random.key(2))
+    params["adapter"] = jax.tree.map(lambda leaf: leaf + 0.3, params["adapter"])
+    apply = side_branch(lambda params, x, key=None: stack.apply({"params": params}, x), plan)
+    for key in (None, jax.random.key(3)):
+        expected = one_by_one(apply)(params, x, key)
+        np.testing.assert_allclose(jax.jit(apply)(params, x, key), expected, rtol=1e-5)
