@@ -20,6 +20,7 @@ import contextlib
 from typing import Any
 from unittest import mock
 
+import gpu_networks
 import jax
 import jax.numpy as jnp
 import optax
@@ -31,11 +32,7 @@ from sftjax.core import Aux, Loss
 from sftjax.models import Head, alike, build
 from sftjax.train import init, make_step
 
-BERT = {
-    "model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512,
-    "type_vocab_size": 2, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "intermediate_size": 3072,
-}  # fmt: skip
+BERT = gpu_networks.BERT | {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 LLAMA = {
     "model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 4096,
     "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -50,15 +47,11 @@ T5 = {
     "model_type": "t5", "vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 3072,
     "num_layers": 12, "num_heads": 12, "decoder_start_token_id": 0, "pad_token_id": 0,
 }  # fmt: skip
-VIT = {
-    "model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "intermediate_size": 3072, "image_size": 224, "patch_size": 16,
-}  # fmt: skip
 LABELS = ("bad", "good")
 MODELS = {
     "MiniLM-L6": (BERT | MINI, Head("sequence", LABELS), False),
     "BERT-base": (BERT, Head("sequence", LABELS), False),
-    "ViT-B/16": (VIT, Head("image", LABELS), False),
+    "ViT-B/16": (gpu_networks.VIT, Head("image", LABELS), False),
     "T5-base": (T5, Head("seq2seq-lm"), False),
     "SmolLM2-135M, LoRA": (LLAMA | SMALL, Head("causal-lm"), True),
     "Llama 7B, LoRA": (LLAMA, Head("causal-lm"), True),
@@ -121,13 +114,12 @@ def parts_of(name: str) -> tuple[Any, ...]:
     model = build(config, head)
     shapes, key, apply = model.shapes(), jax.random.key(0), model.apply
     tx: optax.GradientTransformation = adamw(1e-4, weight_decay=0.01, max_grad_norm=1.0)
-    moves = jax.tree.map(lambda _: True, shapes)
+    moves = jax.tree.map(lambda _: not adapted, shapes)
     if adapted:
         plan = plan_adapter(shapes, lora(r=8))
         apply = side_branch(model.apply, plan)
         shapes = jax.eval_shape(lambda params, key: with_adapter(params, plan, key), shapes, key)
         moves = {"base": moves, "adapter": jax.tree.map(lambda _: True, shapes["adapter"])}
-        moves["base"] = jax.tree.map(lambda _: False, moves["base"])
     state, fixed = jax.eval_shape(lambda params, key: init(params, moves, tx, key), shapes, key)
     words = jax.ShapeDtypeStruct((8, 128), jnp.int32)
     batch = {"input_ids": words, "attention_mask": words}

@@ -16,7 +16,7 @@ from sftjax.adapters.on_quantized import on_quantized
 from sftjax.adapters.plan import Plan, Planned
 from sftjax.adapters.quantize import dequantize_tree
 from sftjax.core import PyTree
-from sftjax.core.beside import below, beside, joined
+from sftjax.core.beside import Beside, below, beside, joined
 
 Apply = Callable[..., Any]
 
@@ -109,8 +109,8 @@ def tree_merge(apply: Apply, plan: Plan, *, scale: Array | float = 1.0) -> Apply
 
 
 @dataclass(frozen=True)
-class _Branches:
-    """Gives adapted modules their branches; stands `Beside` them."""
+class _Branches(Beside):
+    """Gives adapted modules their branches."""
 
     planned: Mapping[str, Planned]
     """By the site's path in the whole model."""

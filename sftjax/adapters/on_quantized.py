@@ -1,6 +1,6 @@
 """Run linen modules on params that hold quantized leaves."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from jax import Array
 from sftjax.adapters.kind import tree_at
 from sftjax.adapters.quantize import dequantize_tree, quantized_dot, quantized_rows
 from sftjax.core import PyTree, is_quantized
-from sftjax.core.beside import beside
+from sftjax.core.beside import Beside, beside
 
 
 def on_quantized(apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,8 +59,8 @@ def has_quantized(params: PyTree) -> bool:
 
 
 @dataclass(frozen=True)
-class _Quantized:
-    """Lets Dense and Embed read quantized leaves; stands `Beside` them."""
+class _Quantized(Beside):
+    """Lets Dense and Embed read quantized leaves."""
 
     params: PyTree
     """Below the place where the paths of modules begin."""
@@ -80,9 +80,6 @@ class _Quantized:
             return quantized_rows(kept, x).astype(module.dtype or kept.dtype)
         return _dense(module, own, kept, x)
 
-    def fixed(self, path: str) -> Hashable:
-        del path
-
     def given(self, path: str, params: PyTree) -> PyTree:
         del params
         return tree_at(self.params, path)
@@ -90,9 +87,6 @@ class _Quantized:
     def within(self, path: str, given: PyTree) -> "_Quantized":
         del path
         return _Quantized(given)
-
-    def left(self, path: str, inner: "_Quantized") -> None:
-        del path, inner
 
 
 def _dense(module: nn.Dense, own: Any, kernel: Any, x: Array) -> Array:

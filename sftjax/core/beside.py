@@ -6,10 +6,11 @@ must come as arguments. What stands beside says here which arrays a block needs,
 to stand inside.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 import flax.linen as nn
 from flax.linen import module as linen
@@ -17,9 +18,10 @@ from flax.linen import module as linen
 from sftjax.core.state import PyTree
 
 
-class Beside(Protocol):
+class Beside(ABC):
     """Stands beside modules, and may give something in place of what they would."""
 
+    @abstractmethod
     def meet(
         self,
         run: Callable[..., Any],
@@ -28,23 +30,22 @@ class Beside(Protocol):
         context: nn.module.InterceptorContext,
     ) -> Any:
         """Return what a method of a module gives, as an interceptor of `nn.intercept_methods`."""
-        ...
 
     def fixed(self, path: str) -> Hashable:
         """Return what it does below a path, but for arrays; equal for blocks that are alike."""
-        ...
+        del path
 
+    @abstractmethod
     def given(self, path: str, params: PyTree) -> PyTree:
         """Return the arrays that it reads below a path, where the model's own are `params`."""
-        ...
 
+    @abstractmethod
     def within(self, path: str, given: PyTree) -> "Beside":
         """Return what stands inside a block in its place: paths begin there."""
-        ...
 
     def left(self, path: str, inner: Any) -> None:
         """Hear that a block was called, with `inner` standing (or having stood, when traced)."""
-        ...
+        del path, inner
 
 
 _standing: ContextVar[tuple[Beside, ...]] = ContextVar("standing", default=())

@@ -100,7 +100,7 @@ class Alike:
             return block(*inputs)  # type: ignore[operator]
         path = "/".join(block.path)
         variables = block.variables
-        given = tuple(one.given(path, variables["params"]) for one in there)
+        given = tuple(one.given(path, variables.get("params", {})) for one in there)
         rngs = {name: LazyRng.create(rng) for name, rng in block.scope.rngs.items()}
         keys = {name: rng.as_jax_rng() for name, rng in rngs.items()}
         kind = (_settings(block), tuple(one.fixed(path) for one in there), tuple(keys))

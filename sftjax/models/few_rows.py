@@ -7,7 +7,7 @@ to three times as fast, 64 as fast, more not.
 """
 
 import weakref
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from jax import Array
 from jax.core import Tracer
 
 from sftjax.core import Batch, PyTree, flatten
-from sftjax.core.beside import beside, joined
+from sftjax.core.beside import Beside, beside, joined
 from sftjax.core.paths import path_of
 from sftjax.core.target import platform
 from sftjax.models.decoding import Cache, Decoder
@@ -118,8 +118,8 @@ def _reading(params: PyTree, kernels: Turned) -> Generator[None, None, None]:
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """Lets Dense layers of few rows read transposes; stands `Beside` them."""
+class _Reading(Beside):
+    """Lets Dense layers of few rows read transposes."""
 
     find: Callable[[str, Array], Array | None]
     """The transpose of the kernel at a path, if it is known."""
@@ -138,9 +138,6 @@ class _Reading:
         y = times(x.reshape(rows, -1), kernel).reshape(*x.shape[:-1], -1)
         return (y + own["bias"] if module.use_bias else y).astype(module.dtype or y.dtype)
 
-    def fixed(self, path: str) -> Hashable:
-        del path
-
     def given(self, path: str, params: PyTree) -> PyTree:
         found = {
             place: self.find(joined(path, place), leaf) for place, leaf in flatten(params).items()
@@ -150,9 +147,6 @@ class _Reading:
     def within(self, path: str, given: PyTree) -> "_Reading":
         del path
         return _Reading(lambda place, leaf: given.get(place))
-
-    def left(self, path: str, inner: "_Reading") -> None:
-        del path, inner
 
 
 def _stays(leaf: Any) -> bool:

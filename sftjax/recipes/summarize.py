@@ -107,8 +107,8 @@ def summarize(job: Summarize, tell: Callable[[str], None] = say) -> Summarized:
             measured.append(scorer.measured(plain, run.test))
             to_beat.extend(row(run.test, run.train.summaries) for row in (lead_row, commonest_row))
         name, lead = to_beat[0]
-        reached, lines = (found.rouge["rougeL"].value for found in (measured[0][1], lead))
-        tell(f"ROUGE-L of the pretrained model {reached:.3f}, {name} {lines:.3f}")
+        reached, beaten = (found.rouge["rougeL"].value for found in (measured[0][1], lead))
+        tell(f"ROUGE-L of the pretrained model {reached:.3f}, {name} {beaten:.3f}")
 
     def batches(rows: SummaryRows) -> Stream:
         make = pairs_packed if job.packing else pairs_shuffled

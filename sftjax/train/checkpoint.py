@@ -208,6 +208,8 @@ class Checkpoints:
         return self._opened
 
     def _open(self) -> None:
+        if not self._read_only:
+            self._folder.mkdir(parents=True, exist_ok=True)
         if self._folder.exists() and not self._read_only and jax.process_index() == 0:
             for torn in self._folder.glob("*.orbax-checkpoint-tmp*"):  # of a process that was
                 shutil.rmtree(torn)  # killed, or of a save that failed

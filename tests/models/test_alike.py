@@ -233,7 +233,7 @@ def test_a_block_may_be_what_is_adapted(nested):
             call = Alike()
             for i in range(3):
                 block = Stack(False, name=f"s{i}") if self.nested else nn.Dense(8, name=f"{i}")
-                x = call(block, x)
+                x = call(Dropout(0.0, name=f"none{i}"), call(block, x))  # a block without leaves
             return x
 
     stack, x = Stack(nested), jax.random.normal(jax.random.key(0), (4, 8))
