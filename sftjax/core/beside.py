@@ -48,6 +48,39 @@ class Beside(ABC):
         del path, inner
 
 
+class Outside(Beside):
+    """Meets the modules that lie in no block, by an interceptor of linen's.
+
+    >>> def doubled(run, args, kwargs, context):
+    ...     return 2 * run(*args, **kwargs)
+    >>> with beside(Outside(doubled)):
+    ...     print(nn.Dropout(0.0, deterministic=True).apply({}, 1.0))
+    2.0
+    """
+
+    def __init__(self, interceptor: Callable[..., Any]) -> None:
+        self._interceptor = interceptor
+
+    def meet(
+        self,
+        run: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        """Return what the interceptor gives."""
+        return self._interceptor(run, args, kwargs, context)
+
+    def given(self, path: str, params: PyTree) -> PyTree:
+        """Return nothing: in a block it has nothing to do."""
+        del path, params
+
+    def within(self, path: str, given: PyTree) -> Beside:
+        """Return what leaves a block's modules as they are."""
+        del path, given
+        return Outside(lambda run, args, kwargs, _: run(*args, **kwargs))
+
+
 _standing: ContextVar[tuple[Beside, ...]] = ContextVar("standing", default=())
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 from jax import Array
 
 from sftjax.core import Batch, PyTree
+from sftjax.core.beside import Outside, beside
 from sftjax.models.seq2seq_model import Seq2SeqModel
 from sftjax.models.split import Split
 
@@ -52,21 +52,21 @@ def encoder_apart(
             seen.append(run())
             return seen[0]
 
-        with nn.intercept_methods(_encoding(look)):
+        with beside(_encoding(look)):
             model.hidden(params, batch)
         return seen[0].reshape(*ids.shape, -1)
 
     def upper(params: PyTree, batch: Batch, key: Array | None) -> Array:
         hidden = batch["hidden"].astype(model.dtype)
         flat = hidden.reshape(-1, hidden.shape[-1])
-        with nn.intercept_methods(_encoding(lambda _: flat)):
+        with beside(_encoding(lambda _: flat)):
             return run(params, batch, key)
 
     return Split(lower, upper)
 
 
-def _encoding(give: Callable[[Callable[[], Array]], Array]) -> Any:
-    """Return an interceptor of flax that stands before `encode` of the whole model.
+def _encoding(give: Callable[[Callable[[], Array]], Array]) -> Outside:
+    """Return what stands before `encode` of the whole model.
 
     So that every family is cut by one function: each has an `encode` that gives (B*T, D).
     """
@@ -75,4 +75,4 @@ def _encoding(give: Callable[[Callable[[], Array]], Array]) -> Any:
         whole = context.method_name == "encode" and not context.module.path
         return give(lambda: run(*args, **kwargs)) if whole else run(*args, **kwargs)
 
-    return intercept
+    return Outside(intercept)

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 from jax import Array
 
 from sftjax.adapters import base_outputs, dequantize_tree
 from sftjax.core import Batch, Loss, Objective, PyTree
+from sftjax.core.beside import Outside, beside
 from sftjax.data import ChatBatches
 from sftjax.models import CausalModel
 from sftjax.models.causal_model import DECODERS
@@ -116,7 +116,7 @@ def _noisy(model: CausalModel, alpha: float, dropout: bool) -> Apply:
                 return h + neftune_noise(batch, h, alpha, own)
             return h
 
-        with nn.intercept_methods(disturbed):
+        with beside(Outside(disturbed)):
             return model.hidden(params, batch, rest if dropout else None)
 
     return run

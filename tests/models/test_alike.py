@@ -13,7 +13,8 @@ from family_steps import CONFIGS, KINDS
 
 from sftjax.adapters import ia3, lora, plan_adapter, quantize_base, side_branch, with_adapter
 from sftjax.core import flatten
-from sftjax.models import Alike, Head, build
+from sftjax.core.beside import Outside, beside
+from sftjax.models import Alike, Head, build, encoder_apart
 from sftjax.models.dropout import Dropout
 from sftjax.models.shapes import fresh
 
@@ -245,3 +246,40 @@ def test_a_block_may_be_what_is_adapted(nested):
     for key in (None, jax.random.key(3)):
         expected = one_by_one(apply)(params, x, key)
         np.testing.assert_allclose(jax.jit(apply)(params, x, key), expected, rtol=1e-5)
+
+
+def test_what_stands_outside_blocks_leaves_them_alike():
+    model = model_of("llama")
+    params, batch = model.init(jax.random.key(0)), batch_of(model)
+
+    def louder(run, args, kwargs, context):
+        out, called = run(*args, **kwargs), context.method_name == "__call__"
+        named = context.module.name in ("embed_tokens", "q_proj")  # q_proj lies in a block
+        return 2.0 * out if called and named else out
+
+    def told(params, batch):
+        with beside(Outside(louder)):
+            return model.hidden(params, batch)
+
+    plain = jax.jit(model.hidden)(params, batch)
+    words = {**params["model"]["embed_tokens"]}
+    words["embedding"] = 2.0 * words["embedding"]
+    doubled = {**params, "model": {**params["model"], "embed_tokens": words}}
+    agree({"hidden": jax.jit(told)(params, batch)}, {"hidden": model.hidden(doubled, batch)})
+    assert float(jnp.abs(plain - jax.jit(told)(params, batch)).max()) > 1e-3
+    found = calls(jax.make_jaxpr(told)(params, batch).jaxpr, [])
+    assert len(found) == 3
+    assert len({id(inner) for inner in found}) == 1
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_the_parts_of_an_encoder_decoder_call_their_blocks_alike(family):
+    model = model_of(family)
+    params, batch = model.init(jax.random.key(0)), batch_of(model)
+    lower, upper = encoder_apart(model)
+    batch = {**batch, "hidden": lower(params, batch)}
+    logits = jax.jit(lambda params, batch: upper(params, batch, None))
+    agree({"all": logits(params, batch)}, {"all": model.apply(params, batch)})
+    found = calls(jax.make_jaxpr(logits)(params, batch).jaxpr, [])
+    assert len(found) == 3
+    assert len({id(inner) for inner in found}) == {"t5": 2, "bart": 1}[family]
