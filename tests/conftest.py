@@ -22,11 +22,14 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import jax
 import pytest
 
+from sftjax.recipes.compiled_programs import remove_torn
+
 CACHE = pathlib.Path(os.environ.get("SFTJAX_TEST_CACHE", tempfile.gettempdir())) / "sftjax-xla"
 
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+remove_torn(CACHE)
 
 
 collect_ignore_glob = [

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 
 from sftjax.data import cache_folder
+from sftjax.recipes.compiled_programs import remove_torn
 
 _COMPILING = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
@@ -37,14 +38,16 @@ def keep_compiled() -> None:
     """Keep compiled programs in the cache folder, unless jax was told of another place.
 
     The environment variable JAX_COMPILATION_CACHE_DIR, or `jax.config`, says of which; an empty
-    one keeps nothing.
+    one keeps nothing. Those that were not written whole (`remove_torn`) are compiled again.
     """
     told = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or told:
-        return
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    # A start makes some fifty small programs beside the large ones; anew they take seconds.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not told:
+        told = str(cache_folder() / "xla")
+        jax.config.update("jax_compilation_cache_dir", told)
+        # A start makes some fifty small programs beside the large ones; anew they take seconds.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if told:
+        remove_torn(pathlib.Path(told))
 
 
 def begin() -> None:

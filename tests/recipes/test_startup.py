@@ -1,6 +1,9 @@
 """What a command says of the time to its first update."""
 
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 
@@ -128,3 +131,34 @@ def test_where_compiling_tries_kernels_out_the_work_is_done_alone(monkeypatch):
     done = []
     stepping.compiled_while(lambda: done.append(1), None, None, None, None)
     assert done == [1]
+
+
+def test_a_program_that_was_not_written_whole_is_compiled_and_written_again(tmp_path):
+    said = "import jax; from sftjax.recipes.startup import keep_compiled; keep_compiled();"
+    said += "print(jax.jit(lambda x: x * 2.5)(2.0))"
+    environment = {
+        **os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }  # fmt: skip
+
+    def start():
+        found = subprocess.run(
+            [sys.executable, "-c", said],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert float(found.stdout) == 5.0
+        return found.stderr, {path: path.read_bytes() for path in tmp_path.glob("*-cache")}
+
+    _, programs = start()
+    assert programs
+    for path, whole in programs.items():
+        path.write_bytes(whole[: len(whole) // 2])  # as a full disk leaves it
+    words, again = start()
+    assert "Error reading" not in words
+    assert {p: len(x) for p, x in again.items()} == {p: len(x) for p, x in programs.items()}
+    dated = {path: path.stat().st_mtime_ns for path in again}
+    start()
+    assert {path: path.stat().st_mtime_ns for path in again} == dated  # whole ones stay
