@@ -37,6 +37,7 @@ from sftjax.recipes.predict_job import Predict
 from sftjax.recipes.replaying import Replay, replay_run
 from sftjax.recipes.segment import segment
 from sftjax.recipes.segment_job import Segment
+from sftjax.recipes.several import one_of_several
 from sftjax.recipes.summarize import summarize
 from sftjax.recipes.summarize_job import Summarize
 from sftjax.recipes.supported import Supported, supported
@@ -63,6 +64,9 @@ Command = (
     | Annotated[Replay, tyro.conf.subcommand("replay")]
 )
 """The commands as --help lists them: first try, tune, use, compare, look."""
+
+Joined = Classify | Summarize | TuneChat | TuneImages | Diagnose | Segment
+"""Those that several processes can do together."""
 
 DESCRIPTION = """\
 Supervised fine-tuning in JAX: move part of a pretrained model, hold it near where it was, and see
@@ -116,7 +120,7 @@ def _main(arguments: list[str] | None) -> int:
     startup.keep_compiled()
     try:
         with _terminated():
-            _run(job)
+            _alone_or_joined(job)
     except Interrupted as stopped:
         return _ends(stopped, RESUME)
     except (ValueError, FileNotFoundError, FloatingPointError, ImportError, RuntimeError) as error:
@@ -160,6 +164,18 @@ def _terminated() -> Generator[None, None, None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _alone_or_joined(job: Command) -> None:
+    training = getattr(job, "training", None)
+    if training is None or not training.distributed:
+        _run(job)
+        return
+    if not isinstance(job, typing.get_args(Joined)):
+        names = ", ".join(one.command for one in typing.get_args(Joined))
+        raise ValueError(f"--distributed is for {names}; leave it out, for this is one process's")
+    with one_of_several(job) as own:
+        _run(own)
 
 
 def _run(job: Command) -> None:

@@ -104,7 +104,7 @@ def chat(job: TuneChat, tell: Callable[[str], None] = say) -> Chatted:
     for text in told_of(worn, params):
         tell(text)
 
-    size = job.per_device_eval_batch_size * jax.device_count()
+    size = job.per_device_eval_batch_size * jax.local_device_count()
     held = Measured(
         decoder.model, worn, ChatBatches(evaluation, size, packing=packing, shuffle=False)
     )

@@ -21,7 +21,7 @@ from sftjax.recipes.training import Training, Tuned
 from sftjax.recipes.watching import watching
 from sftjax.recipes.weighing import weighed
 from sftjax.select import Selection, describe
-from sftjax.train import fit, init, settle, spread, use_mesh
+from sftjax.train import agreed, apart, at_home, fit, init, settle, spread, use_mesh
 
 
 def finetune(
@@ -69,7 +69,7 @@ def finetune(
             "--phases move ever more of the weights, and --adapter leaves the weights as they are; "
             "leave one of the two out"
         )
-    use_mesh(training.mesh)
+    use_mesh(training.mesh or ("data=-1" if jax.process_count() > 1 else ""))
     if training.phases:
         return finetune_in_phases(
             params, new, parts, stream, training,
@@ -101,7 +101,8 @@ def finetune(
         rest, statistics = take_statistics(params, policy.adapt)
         method = method._replace(objective=filled(method.objective))
     began = begin(rest, chosen, method, training, anchor, importance, statistics)
-    state, fixed = settle(*began, TENSOR_RULES)
+    with apart(False):
+        state, fixed = settle(*began, TENSOR_RULES)
     step = compiled(method, method.tx, training.gradient_accumulation_steps, training.on_nan)
 
     def weights(state: TrainState) -> PyTree:
@@ -110,14 +111,17 @@ def finetune(
 
     def score(state: TrainState, fixed: Fixed) -> dict[str, float]:
         assert evaluate is not None
-        return evaluate(combine(method.seen(weights(state), fixed.anchor), fixed.frozen))
+        seen = combine(method.seen(weights(state), fixed.anchor), fixed.frozen)
+        return agreed(evaluate(at_home(seen)))
 
     if training.replay is not None:
         replay_and_leave(folder, training, step, state, fixed, stream.at)
     at: Callable[[int], Batch] = stream.at
     if before is not None:
         at = _with_first(at, at(0))
-        compiled_while(before, step, state, fixed, spread(at)(0))
+        with apart(False):
+            first = spread(at)(0)
+        compiled_while(before, step, state, fixed, first)
     every = training.eval_steps or stream.steps_per_epoch
     with (
         watching(training, folder, at, num_steps, title=title, tell=tell) as around,
@@ -137,6 +141,7 @@ def finetune(
             **loop_options(training, every),
         )
     # Frozen leaves as they came: those in `fixed` may have been cast.
+    run = run._replace(best=at_home(run.best))
     best = combine(method.seen(run.best, anchor), partition(rest, chosen.trainable)[1])
     best = method.finish(pretrained(params, new), best)
     best = measured_anew(parts.norms, policy, best, stream)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NoReturn, Protocol
 from sftjax.core import Batch, Fixed, TrainState
 from sftjax.recipes.report_to import check
 from sftjax.recipes.run_folder import write_json
+from sftjax.recipes.several import all_ready, shared
 from sftjax.recipes.training import Training
 from sftjax.train import (
     Checkpoints,
@@ -63,7 +64,9 @@ def move_in(job: Job, facts: Mapping[str, Any], tell: Callable[[str], None]) -> 
     """
     check(job.training.report_to)
     accept = job.training.on_change == "accept"
-    if claim(job.output_dir, facts, accept_changes=accept):
+    known = claim(job.output_dir, facts, accept_changes=accept)
+    all_ready()
+    if known:
         tell(f"{job.output_dir} holds this very run: going on from its last checkpoint")
     if job.training.replay is None:
         settings = json.loads(json.dumps(dataclasses.asdict(job), default=str))  # type: ignore[call-overload]
@@ -79,8 +82,14 @@ def checkpoints_of(
         yield None
         return
     options = keeping(folder, training)
-    with open_checkpoints(folder / CHECKPOINTS, read_only=read_only, **options) as checkpoints:
+    where = checkpoints_in(folder)
+    with open_checkpoints(where, read_only=read_only, **options) as checkpoints:
         yield checkpoints
+
+
+def checkpoints_in(folder: pathlib.Path) -> pathlib.Path:
+    """Return the folder of a run's checkpoints."""
+    return shared(folder) / CHECKPOINTS
 
 
 def keeping(folder: pathlib.Path, training: Training) -> dict[str, Any]:

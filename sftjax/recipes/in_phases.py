@@ -13,7 +13,7 @@ from sftjax.core import Fixed, PyTree, TrainState, combine, flatten, partition
 from sftjax.data import Batches
 from sftjax.models import statistics_of
 from sftjax.recipes.deciding import Decision, decide, loop_options, pretrained, with_rates
-from sftjax.recipes.home import CHECKPOINTS, ReplayDone, keeping
+from sftjax.recipes.home import ReplayDone, checkpoints_in, keeping
 from sftjax.recipes.methods import METHODS, Parts, parse
 from sftjax.recipes.norms import measured_anew
 from sftjax.recipes.phase_words import phases_of_words, with_new
@@ -26,6 +26,8 @@ from sftjax.train import (
     Fit,
     Phase,
     Step,
+    agreed,
+    at_home,
     chosen_mesh,
     replay_phases,
     replicate,
@@ -96,7 +98,7 @@ def finetune_in_phases(
 
     def score(state: TrainState, fixed: Fixed) -> dict[str, float]:
         assert evaluate is not None
-        return evaluate(combine(state.trainable, fixed.frozen))
+        return agreed(evaluate(at_home(combine(state.trainable, fixed.frozen))))
 
     every = training.eval_steps or stream.steps_per_epoch
     options = loop_options(training, every)
@@ -104,7 +106,7 @@ def finetune_in_phases(
         "anchor": anchor,
         "frozen_dtype": jnp.bfloat16 if training.bf16 else None,
         "place": replicate if chosen_mesh() is None else lambda tree: tree,  # the step puts it
-        "folder": None if folder is None else folder / CHECKPOINTS,
+        "folder": None if folder is None else checkpoints_in(folder),
         "keeping": None if folder is None else keeping(folder, training),
     }
     if training.replay is not None:
@@ -135,7 +137,7 @@ def finetune_in_phases(
             **around.options,
             **options,
         )
-    last = plans[-1]
+    last, end = plans[-1], at_home(run.best)
     report = describe(
         params, last.selection, tx=last.method.tx, anchor=last.anchor, policy=last.policy or ""
     )
@@ -153,8 +155,8 @@ def finetune_in_phases(
     }
     pick = min if training.metric_for_best_model.endswith(LESS_IS_BETTER) else max
     best_step = pick(scores, key=scores.__getitem__) if scores else num_steps
-    kept = partition(run.best, last.selection.trainable)[0]
-    best = last.method.finish(pretrained(params, new), run.best)
+    kept = partition(end, last.selection.trainable)[0]
+    best = last.method.finish(pretrained(params, new), end)
     best = measured_anew(parts.norms, last.policy, best, stream)
     fitted = Fit(run.end.state, kept, best_step, history, run.seconds, run.faults)
     return Tuned(best, fitted, last.selection, report, last.method.strength, num_steps)

@@ -5,6 +5,8 @@ import contextlib
 import time
 from collections.abc import Callable, Generator
 
+import jax
+
 from sftjax.core import redact
 from sftjax.train import Record
 
@@ -34,6 +36,9 @@ def progress(
     Yields:
       A function to be called with each record of the history.
     """
+    if jax.process_index():  # the first process tells of all
+        yield lambda record: None
+        return
     from rich.console import Console
     from rich.progress import (
         BarColumn,

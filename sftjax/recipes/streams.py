@@ -64,7 +64,7 @@ class Stream:
 
 def in_order(rows: Batched, per_device: int = EVAL_ROWS) -> Stream:
     """Return the rows unshuffled, so many on each device."""
-    batches = rows.batches(per_device * jax.device_count())
+    batches = rows.batches(per_device * jax.local_device_count())
     return Stream(batches.steps_per_epoch, batches.at)
 
 

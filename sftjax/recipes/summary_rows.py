@@ -167,7 +167,7 @@ def load_writer(name: str, **how: Any) -> LoadedWriter:
 
 def pairs_in_order(pairs: Pairs, per_device: int = EVAL_ROWS) -> Stream:
     """Return the rows unshuffled, so many on each device, or fewer where there are fewer."""
-    devices = jax.device_count()
+    devices = jax.local_device_count()
     # Not below 32: a few samples then share what was compiled for more rows.
     size = min(max(len(pairs), EVAL_ROWS), per_device * devices)
     batches = PairBatches(pairs, devices * -(-size // devices), shuffle=False)

@@ -9,7 +9,7 @@ from sftjax.core import PyTree, target_devices
 from sftjax.select import Description, Selection
 from sftjax.train import Fit, OnNan, parse_mesh
 
-_BESIDE = ("mesh", "on_change", "report_to", "profile", "replay")
+_BESIDE = ("mesh", "distributed", "on_change", "report_to", "profile", "replay")
 """Settings that change nothing in the weights."""
 LESS_IS_BETTER = ("loss", "mse", "rmse", "mae", "nll", "brier", "ece")
 """Endings of metrics of which the smallest value is the best."""
@@ -103,6 +103,10 @@ class Training:
     cuts weights and all that belongs to them, tensor cuts layers, sequence the tokens of a row; -1
     is what is left. If nothing is said, every device has all weights and its rows. The run is the
     same on any mesh with as many data times fsdp, and can go on there."""
+    distributed: bool = False
+    """This is one of several processes of one run (TPU pod, Slurm, GKE, Open MPI, or as told by
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID): give all of them the same
+    command, and a folder that all see. The first one writes and prints."""
     on_nan: OnNan = "stop"
     """When a loss or a gradient is not finite: `stop` says where it came from; `skip` leaves the
     update out and counts it; `rollback` goes back to the last checkpoint and past the batches up to

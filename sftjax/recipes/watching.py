@@ -17,6 +17,7 @@ from sftjax.train import (
     STARVING,
     Event,
     Step,
+    apart,
     identity_of,
     peak_flops,
     spread,
@@ -84,7 +85,8 @@ def watching(
 
         where = folder or pathlib.Path("runs")
         profile = stack.enter_context(_profile(training.profile, where / "profile", tell))
-        placed = spread(batch_at)
+        with apart(False):
+            placed = spread(batch_at)
         place = (lambda number: jax.device_put(placed(number))) if placed is batch_at else placed
         made = stack.enter_context(ahead(place, num_steps + 1))
         yield Watched({**options, "watch": watch}, made, lambda step: flops.counted(profile(step)))

@@ -3,6 +3,8 @@
 from sftjax.train.allocator import keep_freed_memory
 from sftjax.train.checkpoint import Checkpoints, Saved, open_checkpoints
 from sftjax.train.devices import (
+    apart,
+    at_home,
     chosen_mesh,
     join_rows,
     laid_out,
@@ -38,6 +40,7 @@ from sftjax.train.processes import join_processes, meet, on_host, patience, proc
 from sftjax.train.reference import reference_columns, with_columns, with_reference
 from sftjax.train.replay import Replayed, replay
 from sftjax.train.replay_phases import replay_phases
+from sftjax.train.roll_call import RollCall
 from sftjax.train.run_home import changes_of, claim, identity_of
 from sftjax.train.schedule import linear_schedule
 from sftjax.train.step import Step, compile_step, init, make_step
@@ -51,7 +54,7 @@ from sftjax.train.sweep import (
     take_run,
 )
 from sftjax.train.sweep_loop import SweepFit, fit_sweep, tidy
-from sftjax.train.together import all_agree, together
+from sftjax.train.together import agreed, all_agree, together
 from sftjax.train.topology import on_topology
 from sftjax.train.window import Event, Record
 
@@ -70,13 +73,17 @@ __all__ = [
     "Phased",
     "Record",
     "Replayed",
+    "RollCall",
     "Saved",
     "Step",
     "StepMemory",
     "SweepFit",
     "abstract_batch",
     "abstract_state",
+    "agreed",
     "all_agree",
+    "apart",
+    "at_home",
     "automatic",
     "changes_of",
     "chosen_mesh",

@@ -5,7 +5,9 @@ step is asked for this process's alone, and the parts of all are one array.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -20,6 +22,7 @@ from sftjax.core import (
     ShardingOf,
     Share,
     TrainState,
+    gathered,
     target_devices,
 )
 from sftjax.core.placing import AnyMesh, left_to_compiler, sharding_on
@@ -28,6 +31,8 @@ from sftjax.train.meshes import make_mesh, row_axes, row_sharding, row_shards, w
 
 _chosen: list[Mesh] = []
 """The mesh of this process's run, where one was chosen."""
+
+_apart: ContextVar[bool] = ContextVar("apart", default=False)
 
 
 def use_mesh(description: str) -> Mesh | None:
@@ -53,6 +58,52 @@ def chosen_mesh() -> Mesh | None:
     True
     """
     return _chosen[0] if _chosen else None
+
+
+@contextmanager
+def apart(whether: bool = True) -> Generator[None, None, None]:
+    """Let `replicate`, `spread` and `laid_out` use the devices of this process alone.
+
+    For what each of several processes works out for itself, such as an evaluation: nothing is
+    exchanged, and numpy can read every array. Alone, a process does what it does anyway.
+
+    Args:
+      whether: `False` within it is for what all processes do together after all.
+
+    >>> with apart():
+    ...     spread(lambda step: {"x": np.full(8, step)})(3)["x"].shape
+    (8,)
+    """
+    token = _apart.set(whether)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
+
+
+def at_home(tree: PyTree) -> PyTree:
+    """Return arrays of all processes whole on this one's devices, as `apart` computes with them.
+
+    Every process must call it. What every device holds anyway is not copied; what is cut is brought
+    together a leaf at a time. Alone, a process gets the tree as it is.
+
+    >>> at_home({"w": np.ones(2)})
+    {'w': array([1., 1.])}
+    """
+    if jax.process_count() == 1:
+        return tree
+    where = whole(make_mesh(devices=jax.local_devices()))
+
+    def each(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        if not leaf.is_fully_replicated:
+            return put(gathered(leaf), where)
+        parts = {shard.device: shard.data for shard in leaf.addressable_shards}
+        own = [parts[device] for device in where.mesh.local_devices]  # type: ignore[union-attr]
+        return jax.make_array_from_single_device_arrays(leaf.shape, where, own)
+
+    return jax.tree.map(each, tree)
 
 
 def settle(
@@ -176,6 +227,9 @@ def laid_out(shapes: PyTree, *axes: str, mesh: Mesh | None = None) -> PyTree:
 
 def _mesh(given: Mesh | None) -> Mesh | None:
     """Return the given mesh, or the chosen one, or that of all devices; None where there is one."""
+    if given is None and _apart.get() and jax.process_count() > 1:
+        own = jax.local_devices()
+        return None if len(own) == 1 else make_mesh(devices=own)
     if given is not None or _chosen:
         return given or _chosen[0]
     return None if len(target_devices()) == 1 else make_mesh()

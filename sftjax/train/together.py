@@ -4,17 +4,15 @@ A signal reaches one process, or all of them at different updates; a file can be
 by another. Where they then did different things, each would wait for the others for ever.
 """
 
-import itertools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
+import numpy as np
+
+from sftjax.train.board import name_of_next, read, the_board, write
 
 LATE = 2
 """How many updates later, at the earliest, a word is acted on: see `together`."""
-
-_opened = itertools.count()
-"""Processes of a run are one program, so they open these in the same order: a name in common."""
 
 
 def together(asked: Callable[[int], bool], *, every: int = 1) -> Callable[[int], bool]:
@@ -44,19 +42,19 @@ def together(asked: Callable[[int], bool], *, every: int = 1) -> Callable[[int],
         raise ValueError(
             f"every is {every}; look at the board at least at every update, which is 1"
         )
-    name, told = f"sftjax/stop/{next(_opened)}", False
+    name, told = name_of_next("stop"), False
 
     def interrupted(number: int) -> bool:
         nonlocal told
-        board = _board()
+        board = the_board()
         if board is None:
             return asked(number)
         if not told and asked(number):
-            _write(board, name, str(-(-(number + LATE) // every) * every))
+            write(board, name, str(-(-(number + LATE) // every) * every))
             told = True
         if number % every:
             return False
-        found = _read(board, name)
+        found = read(board, name)
         return found is not None and number >= int(found)
 
     return interrupted
@@ -75,26 +73,18 @@ def all_agree(fine: bool) -> bool:
     return bool(multihost_utils.process_allgather(jax.numpy.asarray(fine)).all())
 
 
-def _board() -> Any:
-    """Return the coordinator's client, None where there is one process alone."""
-    # jax has no public way to it; orbax and jax's own multihost_utils take this one.
-    from jax._src import distributed
+def agreed(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return the first process's numbers, in all of them: for what is decided by them.
 
-    return distributed.global_state.client
+    Every process must call it, with the same names in the same order.
 
+    >>> agreed({"eval_loss": 0.25})
+    {'eval_loss': 0.25}
+    """
+    if jax.process_count() == 1:
+        return dict(numbers)
+    from jax.experimental import multihost_utils
 
-def _write(board: Any, name: str, text: str) -> None:
-    try:
-        board.key_value_set(name, text)
-    except jax.errors.JaxRuntimeError as error:
-        if "ALREADY_EXISTS" not in str(error):  # then another was first, and its word counts
-            raise
-
-
-def _read(board: Any, name: str) -> str | None:
-    try:
-        return board.key_value_try_get(name)
-    except jax.errors.JaxRuntimeError as error:
-        if "NOT_FOUND" not in str(error):
-            raise
-        return None
+    own = np.array(list(numbers.values()), np.float64).view(np.uint8)  # jax has no float64
+    first = np.asarray(multihost_utils.broadcast_one_to_all(own)).view(np.float64)
+    return dict(zip(numbers, first.tolist(), strict=True))
