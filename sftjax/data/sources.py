@@ -1,9 +1,9 @@
 """One door to every source: a file, a folder of splits, or a data set of TFDS."""
 
+import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftjax.core import nearest
 from sftjax.data.files import READERS, read_file
 from sftjax.data.table import Table
 
@@ -63,11 +63,12 @@ def read(
     if path.is_dir():
         return _read_folder(path, split)
     if not path.exists():
-        siblings = [str(other) for other in sorted(path.parent.glob("*"))]
-        like = nearest(str(path), siblings, count=1)
+        # By stems: that the folder, or the kind of file, is the same says nothing.
+        stems = {other.stem: other for other in sorted(path.parent.glob("*"))}
+        like = difflib.get_close_matches(path.stem, stems, n=1)
         raise FileNotFoundError(
             f"there is no file or folder {path}. "
-            + (f"Did you mean {like[0]}? " if like else "")
+            + (f"Did you mean {stems[like[0]]}? " if like else "")
             + "A data set of TFDS is written tfds:NAME."
         )
     return read_file(path, split)

@@ -119,6 +119,9 @@ def test_what_is_not_there_is_said(tmp_path):
         FileNotFoundError, match=r"no file or folder .*review.csv. Did you mean .*s.csv"
     ):
         read(tmp_path / "review.csv")
+    with pytest.raises(FileNotFoundError) as told:
+        read(tmp_path / "nowhere.csv")
+    assert "Did you mean" not in str(told.value)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no train, validation or test file"):
         read(tmp_path / "empty", "train")
