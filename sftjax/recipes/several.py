@@ -86,8 +86,9 @@ def all_ready() -> None:
         part.ready.here()
     elif jax.process_count() > 1:
         raise ValueError(
-            f"{jax.process_count()} processes would write one run into one folder: begin it with "
-            "`with recipes.one_of_several(job) as job:`, or on the command line with --distributed"
+            f"{jax.process_count()} processes would write one run into one folder: give the recipe "
+            "the job of `with sftjax.recipes.several.one_of_several(job) as job:`; on the command "
+            "line that is --distributed"
         )
 
 
