@@ -112,7 +112,7 @@ def test_what_one_process_cannot_read_ends_all_with_its_words(tiny_model, review
     assert not (tmp_path / "run" / "model").exists()
 
 
-@pytest.mark.skipif(not EVERY, reason="one minute; SFTJAX_EVERY_MESH=1 runs it")
+@pytest.mark.skipif(not EVERY, reason="two minutes; SFTJAX_EVERY_MESH=1 runs it")
 def test_a_signal_to_one_stops_all_and_the_same_command_goes_on(tiny_model, reviews, tmp_path):
     words = words_of(tiny_model, reviews, updates=60)
     (tmp_path / "whole").mkdir()
