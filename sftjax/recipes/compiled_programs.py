@@ -19,7 +19,8 @@ def remove_torn(folder: pathlib.Path) -> list[str]:
     leave the file as it is, for ever. Only what was written since the last look is read.
 
     Args:
-      folder: jax's compilation cache; one that is not there, or not on a local disk, is left.
+      folder: jax's compilation cache; one that is not there, not on a local disk or not to be
+        written in is left.
 
     >>> import tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -28,7 +29,7 @@ def remove_torn(folder: pathlib.Path) -> list[str]:
     >>> remove_torn(folder), remove_torn(folder)
     (['jit_b-cache'], [])
     """
-    if not folder.is_dir():
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
         return []
     mark, began = folder / _MARK, time.time() - 2  # some disks count in whole seconds
     since = mark.stat().st_mtime if mark.exists() else 0.0

@@ -15,13 +15,14 @@ from sftjax.recipes.home import checkpoints_of, replay_and_leave
 from sftjax.recipes.in_phases import finetune_in_phases
 from sftjax.recipes.methods import Method, Parts, masked, parse
 from sftjax.recipes.norms import filled, measured_anew
+from sftjax.recipes.several import by_each
 from sftjax.recipes.stepping import compiled, compiled_while, diagnosing
 from sftjax.recipes.streams import Stream
 from sftjax.recipes.training import Training, Tuned
 from sftjax.recipes.watching import watching
 from sftjax.recipes.weighing import weighed
 from sftjax.select import Selection, describe
-from sftjax.train import agreed, apart, at_home, fit, init, settle, spread, use_mesh
+from sftjax.train import apart, at_home, fit, init, settle, spread, use_mesh
 
 
 def finetune(
@@ -70,6 +71,7 @@ def finetune(
             "leave one of the two out"
         )
     use_mesh(training.mesh or ("data=-1" if jax.process_count() > 1 else ""))
+    evaluate = None if evaluate is None else by_each(evaluate)
     if training.phases:
         return finetune_in_phases(
             params, new, parts, stream, training,
@@ -111,8 +113,7 @@ def finetune(
 
     def score(state: TrainState, fixed: Fixed) -> dict[str, float]:
         assert evaluate is not None
-        seen = combine(method.seen(weights(state), fixed.anchor), fixed.frozen)
-        return agreed(evaluate(at_home(seen)))
+        return evaluate(combine(method.seen(weights(state), fixed.anchor), fixed.frozen))
 
     if training.replay is not None:
         replay_and_leave(folder, training, step, state, fixed, stream.at)

@@ -26,7 +26,6 @@ from sftjax.train import (
     Fit,
     Phase,
     Step,
-    agreed,
     at_home,
     chosen_mesh,
     replay_phases,
@@ -98,7 +97,7 @@ def finetune_in_phases(
 
     def score(state: TrainState, fixed: Fixed) -> dict[str, float]:
         assert evaluate is not None
-        return agreed(evaluate(at_home(combine(state.trainable, fixed.frozen))))
+        return evaluate(combine(state.trainable, fixed.frozen))
 
     every = training.eval_steps or stream.steps_per_epoch
     options = loop_options(training, every)

@@ -5,14 +5,15 @@ import dataclasses
 import os
 import pathlib
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 
+from sftjax.core import PyTree
 from sftjax.recipes.training import Training
-from sftjax.train import RollCall, apart, join_processes, processes
+from sftjax.train import RollCall, agreed, apart, at_home, join_processes, processes
 
 AnyJob = TypeVar("AnyJob", bound=Any)
 
@@ -90,6 +91,17 @@ def all_ready() -> None:
             "the job of `with sftjax.recipes.several.one_of_several(job) as job:`; on the command "
             "line that is --distributed"
         )
+
+
+def by_each(evaluate: Callable[[PyTree], dict[str, float]]) -> Callable[[PyTree], dict[str, float]]:
+    """Return an evaluation that each process makes by itself, of weights that may lie over all.
+
+    The numbers are the first process's, so that all decide alike.
+
+    >>> by_each(lambda params: {"eval_loss": params["w"]})({"w": 0.5})
+    {'eval_loss': 0.5}
+    """
+    return lambda params: agreed(evaluate(at_home(params)))
 
 
 def shared(folder: pathlib.Path) -> pathlib.Path:

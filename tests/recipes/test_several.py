@@ -20,7 +20,17 @@ from sftjax.recipes.classify import Classify, classify
 from sftjax.recipes.several import all_ready, one_of_several
 from sftjax.recipes.text_rows import Columns
 from sftjax.recipes.training import Training
-from sftjax.train import Interrupted, RollCall, agreed, apart, at_home, board, roll_call, spread
+from sftjax.train import (
+    Interrupted,
+    RollCall,
+    agreed,
+    apart,
+    at_home,
+    board,
+    processes,
+    roll_call,
+    spread,
+)
 
 HERE = pathlib.Path(__file__).parents[2]
 WAYS = [("data=1,fsdp=2", 2)]
@@ -154,19 +164,13 @@ def test_processes_that_were_not_joined_do_not_share_a_folder(monkeypatch):
 
 
 def test_alone_one_of_several_is_the_run_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr("sftjax.recipes.several.join_processes", lambda: roll_call_me())
+    monkeypatch.setattr("sftjax.recipes.several.join_processes", processes)
     job = Classify("m", "d", tmp_path, training=Training(distributed=True, report_to=("wandb",)))
     with one_of_several(job) as own:
         assert own is job
         all_ready()
     with pytest.raises(ValueError, match="--replay is done by one"):
         one_of_several(dataclasses.replace(job, training=Training(replay=3))).__enter__()
-
-
-def roll_call_me():
-    from sftjax.train import processes
-
-    return processes()
 
 
 class Board(dict):
@@ -192,16 +196,16 @@ def process(monkeypatch):
     return lambda index: monkeypatch.setattr(jax, "process_index", lambda: index)
 
 
-def calls(process, count=3):
+def calls():
     """One roll call as three processes have it."""
-    made = [RollCall() for _ in range(count)]
+    made = [RollCall() for _ in range(3)]
     for one in made:
         one._name = made[0]._name
     return made
 
 
 def test_all_are_here_once_each_has_said_so(process):
-    one, two, three = calls(process)
+    one, two, three = calls()
     for index, call in ((1, two), (2, three)):
         process(index)
         call._say("here")
@@ -210,7 +214,7 @@ def test_all_are_here_once_each_has_said_so(process):
 
 
 def test_a_failure_is_heard_though_another_has_not_come(process):
-    one, two, three = calls(process)
+    one, two, three = calls()
     process(2)
     three.failed(ValueError("column text is missing; token hf_" + "A1" * 17))
     process(0)
@@ -224,7 +228,7 @@ def test_a_failure_is_heard_though_another_has_not_come(process):
 
 
 def test_who_has_come_has_not_failed(process):
-    one, *_ = calls(process)
+    one, *_ = calls()
     process(0)
     one._say("here")
     one.failed(ValueError("later"))
