@@ -9,7 +9,7 @@ from sftjax.evaluate.answers import (
     exact_matches,
     row_likelihood,
 )
-from sftjax.evaluate.bootstrap import Interval, Metric, bootstrap, paired_bootstrap
+from sftjax.evaluate.bootstrap import Interval, bootstrap, paired_bootstrap
 from sftjax.evaluate.calibration import (
     Bins,
     brier,
@@ -38,6 +38,7 @@ from sftjax.evaluate.generate import Generated, compile_generate, compile_stream
 from sftjax.evaluate.generate_settings import GenerationSettings, read_settings, settings_of
 from sftjax.evaluate.grading import cohen_kappa, dice, dice_per_class, quadratic_kappa
 from sftjax.evaluate.mask_plots import mask_overlays, write_mask
+from sftjax.evaluate.metric import Metric, Prepared, counted_mean, row_mean
 from sftjax.evaluate.moved import Moved, block_names, largest_singular_value, moved, whole
 from sftjax.evaluate.multilabel import (
     multilabel_macro_f1,
@@ -92,6 +93,7 @@ from sftjax.evaluate.screening import (
     at_threshold,
     choose_threshold,
     roc_curve,
+    screening_metrics,
     sensitivity_at_specificity,
     specificity_at_sensitivity,
 )
@@ -145,6 +147,7 @@ __all__ = [
     "Overlap",
     "PerClass",
     "Point",
+    "Prepared",
     "Retention",
     "Retrieval",
     "Scaling",
@@ -182,6 +185,7 @@ __all__ = [
     "confusion",
     "confusion_matrix",
     "copied",
+    "counted_mean",
     "coverage",
     "dice",
     "dice_per_class",
@@ -255,8 +259,10 @@ __all__ = [
     "roc_curves",
     "rouge",
     "row_likelihood",
+    "row_mean",
     "same_group_retrieval",
     "score_histogram",
+    "screening_metrics",
     "sensitivity_at_specificity",
     "sentences",
     "settings_of",

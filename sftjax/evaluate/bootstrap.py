@@ -2,9 +2,10 @@
 
 Rows that belong together (sentences of one article) are resampled together, by group. A paired
 comparison resamples the rows of both prediction sets alike, so what is hard for both cancels.
+The usual metrics are measured on many resamples at once (`weighted`), any other one by one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
@@ -12,12 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftjax.evaluate.checks import Undefined, same_rows
-
-Metric = Callable[[Any, Any], float]
-"""`(predictions, labels) -> float`; raises `Undefined` where it has no value."""
+from sftjax.evaluate.metric import Metric, Prepared
+from sftjax.evaluate.weighted import Numbers, weighted_form
 
 Rows = np.ndarray | Sequence[Any]
 """One item a row: an array's first axis, or a list."""
+
+
+Times = NDArray[np.intp]
+"""(N, R): how often each row was drawn for each of some resamples."""
+
+_AT_ONCE = 2**21
+"""So many rows, of all resamples together, are in memory at once."""
 
 
 class Interval(NamedTuple):
@@ -74,7 +81,9 @@ def bootstrap(
     (0.8, True, True)
     """
     same_rows(predictions, labels)
-    return _interval(metric, (predictions, labels), groups, resamples, level, method, seed)
+    metric, rows = _prepared(metric, predictions, labels)
+    statistic = _Statistic(metric, weighted_form(metric))
+    return _interval(statistic, rows, groups, resamples, level, method, seed)
 
 
 def paired_bootstrap(
@@ -108,15 +117,39 @@ def paired_bootstrap(
     same_rows(predictions, labels)
     same_rows(baseline, labels)
 
-    def difference(ours: Rows, theirs: Rows, truth: Rows) -> float:
-        return round(metric(ours, truth) - metric(theirs, truth), 12)
+    own, ours = _prepared(metric, predictions, labels)
+    _, theirs = _prepared(metric, baseline, labels)
 
-    rows = (predictions, baseline, labels)
-    return _interval(difference, rows, groups, resamples, level, method, seed)
+    def difference(a: Rows, truth: Rows, b: Rows, truth_of_b: Rows) -> float:
+        return round(own(a, truth) - own(b, truth_of_b), 12)
+
+    form = weighted_form(own)
+
+    def many(a: Rows, truth: Rows, b: Rows, truth_of_b: Rows, weights: Numbers) -> Numbers:
+        assert form is not None
+        return np.round(form(a, truth, weights) - form(b, truth_of_b, weights), 12)
+
+    statistic = _Statistic(difference, None if form is None else many)
+    return _interval(statistic, (*ours, *theirs), groups, resamples, level, method, seed)
+
+
+class _Statistic(NamedTuple):
+    one: Callable[..., float]
+    """Of arrays of rows; raises `Undefined` where it has no value."""
+    many: Callable[..., Numbers] | None
+    """Of the same arrays and (N, R) weights of their rows; NaN where it has no value."""
+
+
+def _prepared(metric: Metric, predictions: Rows, labels: Rows) -> tuple[Metric, tuple[Rows, Rows]]:
+    """Do once what a metric does to each row by itself."""
+    rows = predictions, labels
+    while isinstance(metric, Prepared):
+        rows, metric = metric.rows(*rows), metric.metric
+    return metric, rows
 
 
 def _interval(
-    statistic: Callable[..., float],
+    statistic: _Statistic,
     arrays: tuple[Rows, ...],
     groups: Rows | None,
     resamples: int,
@@ -132,12 +165,10 @@ def _interval(
     if method not in ("percentile", "bca"):
         raise ValueError(f"method {method!r} is unknown; use 'percentile' or 'bca'")
     group = _group_ids(groups, len(arrays[-1]))
-    value = float(statistic(*arrays))
-    drawn = [
-        _measure(statistic, arrays, rows)
-        for rows in _draws(group, resamples, np.random.default_rng(seed))
-    ]
-    defined = np.array([v for v in drawn if v is not None])
+    value = float(statistic.one(*arrays))
+    draws = _draws(group, resamples, np.random.default_rng(seed))
+    drawn = _measured(statistic, arrays, draws)
+    defined = drawn[~np.isnan(drawn)]
     if len(defined) < max(2, resamples / 2):
         raise Undefined(
             f"the metric has no value on {resamples - len(defined)} of {resamples} resamples of "
@@ -160,23 +191,39 @@ def _group_ids(groups: Rows | None, rows: int) -> NDArray[np.intp]:
     return np.unique(np.asarray(groups), return_inverse=True)[1]
 
 
-def _draws(
-    group: NDArray[np.intp], resamples: int, rng: np.random.Generator
-) -> Iterator[NDArray[np.intp]]:
-    """Yield the row numbers of each resample: every row as often as its group was drawn."""
-    rows, size = np.arange(len(group)), int(group.max()) + 1
-    for _ in range(resamples):
-        times = np.bincount(rng.integers(size, size=size), minlength=size)
-        yield np.repeat(rows, times[group])
+def _draws(group: NDArray[np.intp], resamples: int, rng: np.random.Generator) -> Iterator[Times]:
+    """Yield resamples, some at a time: every row as often as its group was drawn."""
+    size = int(group.max()) + 1
+    for some in _portions(resamples, len(group)):
+        drawn = rng.integers(size, size=(len(some), size)) + size * np.arange(len(some))[:, None]
+        times = np.bincount(drawn.ravel(), minlength=len(some) * size)
+        yield times.reshape(len(some), size).T[group]
 
 
-def _measure(
-    statistic: Callable[..., float], arrays: tuple[Rows, ...], rows: NDArray[np.intp]
-) -> float | None:
+def _portions(resamples: int, rows: int) -> Iterator[range]:
+    """Cut resamples so that the rows of a portion fit in memory."""
+    at_once = max(1, _AT_ONCE // rows)
+    for first in range(0, resamples, at_once):
+        yield range(first, min(first + at_once, resamples))
+
+
+def _measured(
+    statistic: _Statistic, arrays: tuple[Rows, ...], draws: Iterable[Times]
+) -> NDArray[np.float64]:
+    """Measure each resample; NaN where there is no value."""
+    if statistic.many is not None:
+        return np.concatenate(
+            [statistic.many(*arrays, times.astype(np.float64)) for times in draws]
+        )
+    return np.array([_measure(statistic, arrays, one) for times in draws for one in times.T])
+
+
+def _measure(statistic: _Statistic, arrays: tuple[Rows, ...], times: NDArray[np.intp]) -> float:
+    rows = np.repeat(np.arange(len(times)), times)
     try:
-        return float(statistic(*(_take(array, rows) for array in arrays)))
+        return float(statistic.one(*(_take(array, rows) for array in arrays)))
     except Undefined:
-        return None
+        return float("nan")
 
 
 def _take(array: Rows, rows: NDArray[np.intp]) -> Rows:
@@ -184,19 +231,21 @@ def _take(array: Rows, rows: NDArray[np.intp]) -> Rows:
 
 
 def _jackknife(
-    statistic: Callable[..., float], arrays: tuple[Rows, ...], group: NDArray[np.intp]
+    statistic: _Statistic, arrays: tuple[Rows, ...], group: NDArray[np.intp]
 ) -> NDArray[np.float64]:
     """Measure without each group in turn."""
-    left_out = []
-    for number in range(int(group.max()) + 1):
-        measured = _measure(statistic, arrays, np.flatnonzero(group != number))
-        if measured is None:
-            raise ValueError(
-                f"'bca' measures without each group in turn, and without group {number} the metric "
-                "has no value; use method='percentile'"
-            )
-        left_out.append(measured)
-    return np.array(left_out)
+    without = (
+        (group[:, None] != np.array(some)).astype(np.intp)
+        for some in _portions(int(group.max()) + 1, len(group))
+    )
+    left_out = _measured(statistic, arrays, without)
+    if np.isnan(left_out).any():
+        raise ValueError(
+            "'bca' measures without each group in turn, and without group "
+            f"{np.flatnonzero(np.isnan(left_out))[0]} the metric has no value; use "
+            "method='percentile'"
+        )
+    return left_out
 
 
 def _bca_tails(

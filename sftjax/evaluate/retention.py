@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from sftjax.core import PyTree
 from sftjax.evaluate.bootstrap import Interval, paired_bootstrap
 from sftjax.evaluate.checks import Undefined, scores
+from sftjax.evaluate.metric import row_mean
 from sftjax.evaluate.moved import Moved, moved, whole
 from sftjax.evaluate.retrieval import Retrieval, same_group_retrieval
 from sftjax.evaluate.similarity import kl_divergence, linear_cka
@@ -249,7 +250,7 @@ def _difference(
     seed: int,
 ) -> Interval:
     return paired_bootstrap(
-        lambda score, _: float(score.mean()),
+        row_mean,
         before,
         after,
         np.arange(len(before)),

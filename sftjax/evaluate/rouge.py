@@ -11,6 +11,7 @@ import numpy as np
 
 from sftjax.evaluate.bootstrap import Interval, Rows, bootstrap
 from sftjax.evaluate.checks import same_rows
+from sftjax.evaluate.metric import row_mean
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 """Unigrams, bigrams, the longest common subsequence, and its union over sentences (lines)."""
@@ -87,11 +88,7 @@ def mean_interval(
     (0.5, 0.5, 0.5)
     """
     rows = np.asarray(rows, np.float64)
-
-    def mean(scores: Any, _: Any) -> float:
-        return float(np.mean(scores))
-
-    return bootstrap(mean, rows, rows, groups=groups, resamples=resamples, seed=seed)
+    return bootstrap(row_mean, rows, rows, groups=groups, resamples=resamples, seed=seed)
 
 
 def texts_only(predictions: Sequence[str], references: Sequence[str]) -> None:

@@ -4,12 +4,13 @@ A threshold is chosen by `choose_threshold` on rows that are not those it is the
 `at_threshold`; nothing here does both at once.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sftjax.evaluate.checks import Undefined, indicators, same_rows, scores
+from sftjax.evaluate.metric import Metric, Prepared, counted_mean
 
 Rule = Literal["youden", "f1", "sensitivity", "specificity"]
 
@@ -139,9 +140,7 @@ def at_threshold(
     >>> at_threshold([0.1, 0.4, 0.6, 0.8], [0, 1, 0, 1], 0.5).sensitivity
     0.5
     """
-    values, positive = scores("predictions", predictions, ndim=1), indicators("labels", labels, 1)
-    same_rows(values, positive)
-    marked = values >= (threshold.value if isinstance(threshold, Threshold) else threshold)
+    marked, positive = _marked(predictions, labels, threshold)
     right, left = int((marked & positive).sum()), int((~marked & ~positive).sum())
     positives, negatives = int(positive.sum()), int((~positive).sum())
 
@@ -156,6 +155,44 @@ def at_threshold(
         positives,
         negatives,
     )
+
+
+def screening_metrics(threshold: Threshold | float) -> dict[str, Metric]:
+    """Return what `at_threshold` gives as metrics for `bootstrap`, by name.
+
+    Each is a mean over the rows that it is about, and `Undefined` where there are none:
+    `sensitivity`, `specificity`, `ppv` and `npv`.
+
+    >>> found = screening_metrics(0.5)
+    >>> found["sensitivity"]([0.1, 0.4, 0.6, 0.8], [0, 1, 0, 1]), found["ppv"]([0.6, 0.8], [1, 1])
+    (0.5, 1.0)
+    """
+
+    def of(positives: bool, told: bool) -> Metric:
+        """Of rows of one kind (by their labels, or by what they were told), how many are right."""
+
+        def rows(predictions: Any, labels: Any) -> tuple[Any, Any]:
+            marked, positive = _marked(predictions, labels, threshold)
+            counts = (marked if told else positive) == positives
+            return np.where(counts, marked == positive, np.nan), labels
+
+        return Prepared(rows, counted_mean)
+
+    return {
+        "sensitivity": of(True, told=False),
+        "specificity": of(False, told=False),
+        "ppv": of(True, told=True),
+        "npv": of(False, told=True),
+    }
+
+
+def _marked(
+    predictions: ArrayLike, labels: ArrayLike, threshold: Threshold | float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which rows count as positive, and which are."""
+    values, positive = scores("predictions", predictions, ndim=1), indicators("labels", labels, 1)
+    same_rows(values, positive)
+    return values >= (threshold.value if isinstance(threshold, Threshold) else threshold), positive
 
 
 def _share(name: str, value: float) -> float:

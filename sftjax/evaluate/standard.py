@@ -1,14 +1,15 @@
 """The usual set of metrics of each kind of task, from what the model returns."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sftjax.evaluate import calibration, classification, multilabel, ranking, regression, tokens
-from sftjax.evaluate.bootstrap import Metric, Rows
-from sftjax.evaluate.checks import Undefined, class_ids, labels_fit, same_rows, scores
+from sftjax.evaluate.bootstrap import Rows
+from sftjax.evaluate.checks import Undefined, same_rows, scores
+from sftjax.evaluate.metric import Metric, Prepared
 
 
 def metrics(
@@ -75,28 +76,32 @@ def standard(problem_type: str, names: Sequence[str] = ()) -> dict[str, Metric]:
     return dict(STANDARD[problem_type])
 
 
-def _of_classes(metric: Metric) -> Metric:
-    return lambda logits, labels: metric(_logits(logits).argmax(axis=1), labels)
+def _logits_and_labels(logits: Any, labels: Any) -> tuple[Any, Any]:
+    return _logits(logits), np.asarray(labels)
 
 
-def _of_probabilities(metric: Metric) -> Metric:
-    return lambda logits, labels: metric(calibration.softmax(_logits(logits)), labels)
+def _classes(logits: Any, labels: Any) -> tuple[Any, Any]:
+    return _logits(logits).argmax(axis=1), np.asarray(labels)
 
 
-def _of_yes_and_no(metric: Metric) -> Metric:
-    return lambda logits, labels: metric(scores("predictions", logits, ndim=2) > 0, labels)
+def _probabilities(logits: Any, labels: Any) -> tuple[Any, Any]:
+    return calibration.softmax(_logits(logits)), np.asarray(labels)
 
 
-def _of_numbers(metric: Metric) -> Metric:
-    return lambda predictions, labels: metric(_column(predictions), _column(labels))
+def _yes_and_no(logits: Any, labels: Any) -> tuple[Any, Any]:
+    return scores("predictions", logits, ndim=2) > 0, np.asarray(labels)
 
 
-def _auroc(logits: Any, labels: Any) -> float:
+def _numbers(predictions: Any, labels: Any) -> tuple[Any, Any]:
+    return _column(predictions), _column(labels)
+
+
+def _order(logits: Any, labels: Any) -> tuple[Any, Any]:
+    """Columns that order the rows by how much they are of each class."""
     z = _logits(logits)
     if z.shape[1] == 2:  # the margin orders rows as the probability does, without its rounding
-        labels_fit(class_ids("labels", labels), num_classes=2)
-        return ranking.auroc(z[:, 1] - z[:, 0], labels)
-    return ranking.auroc_one_vs_rest(calibration.softmax(z), labels)
+        return z - z[:, ::-1], np.asarray(labels)
+    return calibration.softmax(z), np.asarray(labels)
 
 
 def _logits(logits: Any) -> NDArray[np.float64]:
@@ -115,8 +120,8 @@ def _column(values: Any) -> np.ndarray:
 
 
 def _token_metrics(names: tuple[str, ...]) -> dict[str, Metric]:
-    def of_ids(metric: Metric) -> Metric:
-        return lambda logits, labels: metric([np.argmax(row, axis=-1) for row in logits], labels)
+    def ids(logits: Any, labels: Any) -> tuple[Any, Any]:
+        return [np.argmax(row, axis=-1) for row in logits], labels
 
     def of_tags(field: str) -> Metric:
         def metric(predictions: Any, labels: Any) -> float:
@@ -124,39 +129,39 @@ def _token_metrics(names: tuple[str, ...]) -> dict[str, Metric]:
                 tokens.entity_scores(*tokens.tags_of_ids(predictions, labels, names)), field
             )
 
-        return of_ids(metric)
+        return Prepared(ids, metric)
 
-    found = {"accuracy": of_ids(tokens.token_accuracy)}
+    found: dict[str, Metric] = {"accuracy": Prepared(ids, tokens.token_accuracy)}
     if names and all(name == "O" or name[:2] in ("B-", "I-", "E-", "S-") for name in names):
         found |= {field: of_tags(field) for field in ("precision", "recall", "f1")}
     return found
 
 
-STANDARD: dict[str, dict[str, Callable[[Any, Any], float]]] = {
+STANDARD: dict[str, dict[str, Metric]] = {
     "single_label_classification": {
-        "accuracy": _of_classes(classification.accuracy),
-        "balanced_accuracy": _of_classes(classification.balanced_accuracy),
-        "macro_f1": _of_classes(classification.macro_f1),
-        "weighted_f1": _of_classes(classification.weighted_f1),
-        "mcc": _of_classes(classification.mcc),
-        "auroc": _auroc,
-        "nll": lambda logits, labels: calibration.nll(_logits(logits), labels),
-        "brier": _of_probabilities(calibration.brier),
-        "ece": _of_probabilities(calibration.ece),
+        "accuracy": Prepared(_classes, classification.accuracy),
+        "balanced_accuracy": Prepared(_classes, classification.balanced_accuracy),
+        "macro_f1": Prepared(_classes, classification.macro_f1),
+        "weighted_f1": Prepared(_classes, classification.weighted_f1),
+        "mcc": Prepared(_classes, classification.mcc),
+        "auroc": Prepared(_order, ranking.auroc_one_vs_rest),
+        "nll": Prepared(_logits_and_labels, calibration.nll),
+        "brier": Prepared(_probabilities, calibration.brier),
+        "ece": Prepared(_probabilities, calibration.ece),
     },
     "multi_label_classification": {
-        "subset_accuracy": _of_yes_and_no(multilabel.subset_accuracy),
-        "micro_f1": _of_yes_and_no(multilabel.multilabel_micro_f1),
-        "macro_f1": _of_yes_and_no(multilabel.multilabel_macro_f1),
+        "subset_accuracy": Prepared(_yes_and_no, multilabel.subset_accuracy),
+        "micro_f1": Prepared(_yes_and_no, multilabel.multilabel_micro_f1),
+        "macro_f1": Prepared(_yes_and_no, multilabel.multilabel_macro_f1),
         "auroc": ranking.auroc_per_label,
     },
     "regression": {
-        "mse": _of_numbers(regression.mse),
-        "rmse": _of_numbers(regression.rmse),
-        "mae": _of_numbers(regression.mae),
-        "r2": _of_numbers(regression.r2),
-        "pearson": _of_numbers(regression.pearson),
-        "spearman": _of_numbers(regression.spearman),
+        "mse": Prepared(_numbers, regression.mse),
+        "rmse": Prepared(_numbers, regression.rmse),
+        "mae": Prepared(_numbers, regression.mae),
+        "r2": Prepared(_numbers, regression.r2),
+        "pearson": Prepared(_numbers, regression.pearson),
+        "spearman": Prepared(_numbers, regression.spearman),
     },
 }
 """Name -> metric of `(model outputs, labels)`, by problem type."""

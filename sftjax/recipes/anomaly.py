@@ -21,6 +21,7 @@ from sftjax.evaluate import (
     average_precision,
     gallery,
     overlays,
+    row_mean,
     score_histogram,
     table_markdown,
     with_intervals,
@@ -144,7 +145,7 @@ def _measured(
             pair = {f"auroc, {name}": auroc}
             found |= with_intervals(pair, scores[both], strange[both], groups=own)
         own = None if groups is None else [g for g, m in zip(groups, mask, strict=True) if m]
-        share = {f"called strange, {name}": lambda marked, _: float(np.mean(marked))}
+        share = {f"called strange, {name}": row_mean}
         found |= with_intervals(share, scores[mask] > cut, strange[mask], groups=own)
     return found
 

@@ -9,8 +9,6 @@ import numpy as np
 
 from sftjax.evaluate import (
     Interval,
-    Undefined,
-    at_threshold,
     auroc,
     average_precision,
     brier,
@@ -20,6 +18,7 @@ from sftjax.evaluate import (
     predict,
     reliability,
     roc_curves,
+    screening_metrics,
     sigmoid,
     subset_accuracy,
     table_markdown,
@@ -148,15 +147,7 @@ def _label(
     threshold = judge.thresholds.get(name)
     line["threshold"] = "none" if threshold is None else f"{threshold.value:.4g}"
     if threshold is not None:
-        for field in ("sensitivity", "specificity", "ppv", "npv"):
-
-            def part(values: Any, true: Any, field: str = field) -> float:
-                value = getattr(at_threshold(values, true, threshold), field)
-                if np.isnan(value):
-                    raise Undefined("no row to divide by")
-                return value
-
-            metrics[field] = part
+        metrics |= screening_metrics(threshold)
     return line | with_intervals(metrics, p[:, k], mine, groups=groups)
 
 

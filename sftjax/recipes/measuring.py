@@ -7,7 +7,6 @@ import numpy as np
 
 from sftjax.evaluate import (
     Interval,
-    Undefined,
     accuracy,
     auroc,
     auroc_one_vs_rest,
@@ -26,7 +25,7 @@ from sftjax.evaluate import (
     table_markdown,
     with_intervals,
 )
-from sftjax.evaluate.screening import at_threshold
+from sftjax.evaluate.screening import screening_metrics
 from sftjax.recipes.judging import Judge
 from sftjax.recipes.picture_rows import PictureRows
 
@@ -122,31 +121,13 @@ def _at(
 ) -> Numbers:
     k, threshold = judge.names.index(name), judge.thresholds[name]
     truth = (labels == k).astype(int)
-
-    def part(field: str) -> Callable[[Any, Any], float]:
-        return lambda values, true: getattr(at_threshold(values, true, threshold), field)
-
-    fields = ("sensitivity", "specificity", "ppv", "npv")
     found = with_intervals(
-        {"auroc": auroc, **{field: _defined(part(field)) for field in fields}},
-        p[:, k], truth, groups=groups,
-    )  # fmt: skip
+        {"auroc": auroc, **screening_metrics(threshold)}, p[:, k], truth, groups=groups
+    )
     return {
         "class": name, "pictures": int(truth.sum()), "rule": threshold.rule,
         "threshold": f"{threshold.value:.4g}", **found,
     }  # fmt: skip
-
-
-def _defined(metric: Callable[[Any, Any], float]) -> Callable[[Any, Any], float]:
-    """Let a bootstrap skip resamples on which nothing divides."""
-
-    def of(values: Any, true: Any) -> float:
-        found = metric(values, true)
-        if np.isnan(found):
-            raise Undefined("no row to divide by")
-        return found
-
-    return of
 
 
 def _sets(

@@ -14,7 +14,7 @@ import numpy as np
 import sftjax
 from sftjax.core import Batch, PyTree
 from sftjax.data import cache_folder
-from sftjax.evaluate import Interval, Retention, Summaries, paired_bootstrap
+from sftjax.evaluate import Interval, Retention, Summaries, paired_bootstrap, row_mean
 from sftjax.models import encoder_apart
 from sftjax.objectives import Apply, distill_teacher, sequence_to_sequence, with_teacher
 from sftjax.recipes.abilities import Abilities
@@ -168,9 +168,7 @@ def summarize(job: Summarize, tell: Callable[[str], None] = say) -> Summarized:
 
 def _gain(ours: Summaries, theirs: Summaries) -> Interval:
     first, second = (found.rows["rougeL"].f1 for found in (ours, theirs))
-    return paired_bootstrap(
-        lambda scores, _: float(np.mean(scores)), first, second, np.arange(len(first))
-    )
+    return paired_bootstrap(row_mean, first, second, np.arange(len(first)))
 
 
 Above = Callable[[SummaryRows, Stream], Stream]

@@ -162,8 +162,8 @@ def fit(
         state, metrics = step(state, fixed, batch)
         fault = window.add(number, metrics)  # of the update before this one
         first = number == start  # told of when it is done, not when the next one has compiled
-        if first and checkpoints is not None:
-            checkpoints.make_ready()  # while the device works
+        if number == start + 1 and checkpoints is not None:
+            checkpoints.make_ready()  # while the device works on the second update
         number += 1
         last = number == num_steps
         due_eval = evaluate is not None and (last or _due(number, eval_steps))

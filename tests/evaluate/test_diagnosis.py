@@ -32,6 +32,7 @@ from sftjax.evaluate import (
     mean_size,
     nll,
     quadratic_kappa,
+    screening_metrics,
     sensitivity_at_specificity,
     softmax,
     specificity_at_sensitivity,
@@ -93,6 +94,18 @@ def test_a_threshold_is_chosen_on_some_rows_and_measured_on_others():
     assert sk.f1_score(BINARY, best.value <= SCORES) == pytest.approx(max(every))
     with pytest.raises(Undefined, match="rows of both kinds"):
         choose_threshold(SCORES[BINARY == 0], BINARY[BINARY == 0])
+
+
+def test_metrics_of_a_threshold_are_what_it_measures():
+    cut = float(np.median(SCORES))
+    there = at_threshold(SCORES, BINARY, cut)
+    for name, metric in screening_metrics(cut).items():
+        assert metric(SCORES, BINARY) == pytest.approx(getattr(there, name), rel=1e-12)
+    positive = BINARY == 1
+    with pytest.raises(Undefined, match="no row"):
+        screening_metrics(cut)["specificity"](SCORES[positive], BINARY[positive])
+    with pytest.raises(ValueError, match="2 predictions for 1 labels"):
+        screening_metrics(cut)["ppv"]([0.1, 0.2], [1])
 
 
 @pytest.mark.parametrize("weights", ["none", "linear", "quadratic"])
