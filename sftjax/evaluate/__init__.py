@@ -38,7 +38,7 @@ from sftjax.evaluate.generate import Generated, compile_generate, compile_stream
 from sftjax.evaluate.generate_settings import GenerationSettings, read_settings, settings_of
 from sftjax.evaluate.grading import cohen_kappa, dice, dice_per_class, quadratic_kappa
 from sftjax.evaluate.mask_plots import mask_overlays, write_mask
-from sftjax.evaluate.metric import Metric, Prepared, counted_mean, row_mean
+from sftjax.evaluate.metric import Metric, OfSums, Prepared, counted_mean, row_mean
 from sftjax.evaluate.moved import Moved, block_names, largest_singular_value, moved, whole
 from sftjax.evaluate.multilabel import (
     multilabel_macro_f1,
@@ -144,6 +144,7 @@ __all__ = [
     "Metric",
     "Moved",
     "Neighbours",
+    "OfSums",
     "Overlap",
     "PerClass",
     "Point",

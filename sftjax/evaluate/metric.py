@@ -29,6 +29,24 @@ class Prepared:
         return self.metric(*self.rows(predictions, labels))
 
 
+class OfSums:
+    """A metric of counts that are added up over the rows, of which a resample adds up others.
+
+    >>> precision = OfSums(lambda sums: float(sums[0] / sums[1]))
+    >>> precision(np.array([[1, 1], [0, 3]]), None)
+    0.25
+    """
+
+    def __init__(self, score: Callable[[Any], float]) -> None:
+        """Take what gives the metric of the sums; it raises `Undefined` where it has no value."""
+        self.score = score
+
+    def __call__(self, counts: Any, labels: object = None) -> float:
+        """Return the metric of counts (N, ...), one item a row."""
+        del labels
+        return self.score(np.asarray(counts).sum(axis=0))
+
+
 def row_mean(scores: ArrayLike, labels: object = None) -> float:
     """Return the mean of one score a row.
 

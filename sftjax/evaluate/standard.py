@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from sftjax.evaluate import calibration, classification, multilabel, ranking, regression, tokens
 from sftjax.evaluate.bootstrap import Rows
 from sftjax.evaluate.checks import Undefined, same_rows, scores
-from sftjax.evaluate.metric import Metric, Prepared
+from sftjax.evaluate.classification import scores_of_counts
+from sftjax.evaluate.metric import Metric, OfSums, Prepared
 
 
 def metrics(
@@ -120,21 +121,24 @@ def _column(values: Any) -> np.ndarray:
 
 
 def _token_metrics(names: tuple[str, ...]) -> dict[str, Metric]:
-    def ids(logits: Any, labels: Any) -> tuple[Any, Any]:
-        return [np.argmax(row, axis=-1) for row in logits], labels
+    def right(logits: Any, labels: Any) -> tuple[Any, Any]:
+        return tokens.token_counts(_ids(logits), labels), labels
 
-    def of_tags(field: str) -> Metric:
-        def metric(predictions: Any, labels: Any) -> float:
-            return getattr(
-                tokens.entity_scores(*tokens.tags_of_ids(predictions, labels, names)), field
-            )
+    def of_entities(logits: Any, labels: Any) -> tuple[Any, Any]:
+        _, counts = tokens.entity_counts(*tokens.tags_of_ids(_ids(logits), labels, names))
+        return counts.sum(axis=1), labels
 
-        return Prepared(ids, metric)
+    def score(field: str) -> Metric:
+        return OfSums(lambda sums: float(getattr(scores_of_counts(*sums), field)))
 
-    found: dict[str, Metric] = {"accuracy": Prepared(ids, tokens.token_accuracy)}
+    found: dict[str, Metric] = {"accuracy": Prepared(right, OfSums(tokens.token_accuracy_of_sums))}
     if names and all(name == "O" or name[:2] in ("B-", "I-", "E-", "S-") for name in names):
-        found |= {field: of_tags(field) for field in ("precision", "recall", "f1")}
+        found |= {f: Prepared(of_entities, score(f)) for f in ("precision", "recall", "f1")}
     return found
+
+
+def _ids(logits: Any) -> list[Any]:
+    return [np.argmax(row, axis=-1) for row in logits]
 
 
 STANDARD: dict[str, dict[str, Metric]] = {

@@ -6,12 +6,12 @@ if the token before is inside an entity of the same type and opens one otherwise
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sftjax.evaluate.checks import same_rows
+from sftjax.evaluate.checks import Undefined, same_rows
 from sftjax.evaluate.classification import PerClass, scores_of_counts
 
 IGNORED = -100
@@ -54,14 +54,34 @@ def token_accuracy(
     >>> token_accuracy([[1, 2, 0], [0]], [[1, 0, -100], [0]])
     0.6666666666666666
     """
-    right = counted = 0
+    return token_accuracy_of_sums(token_counts(predictions, labels).sum(axis=0))
+
+
+def token_counts(
+    predictions: Sequence[ArrayLike] | np.ndarray, labels: Sequence[ArrayLike] | np.ndarray
+) -> NDArray[np.int64]:
+    """Count the right tokens of each row, and those that count, (N, 2).
+
+    >>> token_counts([[1, 2, 0], [0]], [[1, 0, -100], [0]]).tolist()
+    [[1, 2], [1, 1]]
+    """
+    counts = []
     for predicted, true in _rows(predictions, labels):
         keep = true != IGNORED
-        right += int((predicted == true)[keep].sum())
-        counted += int(keep.sum())
+        counts.append((int((predicted == true)[keep].sum()), int(keep.sum())))
+    return np.array(counts, np.int64).reshape(-1, 2)
+
+
+def token_accuracy_of_sums(sums: NDArray[Any]) -> float:
+    """Return the accuracy of the sums (2,) of what `token_counts` gives.
+
+    >>> float(token_accuracy_of_sums(np.array([2, 3])))
+    0.6666666666666666
+    """
+    right, counted = sums
     if counted == 0:
-        raise ValueError(f"labels: every position is {IGNORED}, so no token can be measured")
-    return right / counted
+        raise Undefined(f"labels: every position is {IGNORED}, so no token can be measured")
+    return float(right / counted)
 
 
 def tags_of_ids(
@@ -127,8 +147,8 @@ def entity_counts(
 
     Returns:
       `(types, counts)`: the entity types in order, and (N, types, 3) counts of right, predicted
-      and true entities. `bootstrap(lambda counts, _: entity_f1_of_counts(counts), counts, counts)`
-      is then an interval over sentences.
+      and true entities. `bootstrap(OfSums(entity_f1_of_counts), counts, counts)` is then an
+      interval over sentences.
 
     >>> types, counts = entity_counts([["B-PER", "O"]], [["B-PER", "B-LOC"]])
     >>> types, counts.tolist()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sftjax.evaluate.bootstrap import Interval, Rows, bootstrap
 from sftjax.evaluate.checks import same_rows
+from sftjax.evaluate.metric import OfSums
 from sftjax.evaluate.rouge import texts_only
 
 _CHAR_ORDER = 6
@@ -60,8 +61,8 @@ def bleu(
         found = measure.corpus_score([prediction], [[reference]])
         return [*found.counts, *found.totals, found.sys_len, found.ref_len]
 
-    def score(counts: NDArray[np.int64]) -> float:
-        total = [int(count) for count in counts.sum(axis=0)]
+    def score(sums: NDArray[Any]) -> float:
+        total = [int(count) for count in sums]
         computed = metrics.BLEU.compute_bleu(
             correct=total[:4], total=total[4:8], sys_len=total[8], ref_len=total[9]
         )
@@ -116,8 +117,8 @@ def chrf(
             counts += [said, sum(wanted.values()), sum((found & wanted).values())]
         return counts
 
-    def score(counts: NDArray[np.int64]) -> float:
-        said, wanted, shared = counts.sum(axis=0).reshape(_CHAR_ORDER, 3).T
+    def score(sums: NDArray[Any]) -> float:
+        said, wanted, shared = sums.reshape(_CHAR_ORDER, 3).T
         there = (said > 0) & (wanted > 0)
         if not there.any():
             return 0.0
@@ -134,7 +135,7 @@ def _interval(
     predictions: Sequence[str],
     references: Sequence[str],
     counts_of: Callable[[str, str], list[int]],
-    score: Callable[[NDArray[np.int64]], float],
+    score: Callable[[NDArray[Any]], float],
     groups: Rows | None,
     resamples: int,
     seed: int,
@@ -143,9 +144,7 @@ def _interval(
     texts_only(predictions, references)
     pairs = zip(predictions, references, strict=True)
     counts = np.array([counts_of(prediction, reference) for prediction, reference in pairs])
-    return bootstrap(
-        lambda rows, _: score(rows), counts, counts, groups=groups, resamples=resamples, seed=seed
-    )
+    return bootstrap(OfSums(score), counts, counts, groups=groups, resamples=resamples, seed=seed)
 
 
 def _package() -> Any:

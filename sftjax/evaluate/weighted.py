@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftjax.evaluate.calibration import brier, ece, log_softmax, nll
+from sftjax.evaluate.checks import Undefined
 from sftjax.evaluate.classification import (
     accuracy,
     balanced_accuracy,
@@ -21,7 +22,7 @@ from sftjax.evaluate.classification import (
     weighted_f1,
 )
 from sftjax.evaluate.conformal import coverage
-from sftjax.evaluate.metric import Metric, counted_mean, row_mean
+from sftjax.evaluate.metric import Metric, OfSums, counted_mean, row_mean
 from sftjax.evaluate.multilabel import multilabel_macro_f1, multilabel_micro_f1, subset_accuracy
 from sftjax.evaluate.ranking import (
     auroc,
@@ -46,10 +47,30 @@ def weighted_form(metric: Metric) -> Weighted | None:
     >>> many(np.array([0, 1]), np.array([0, 0]), np.array([[1.0, 2.0], [1.0, 0.0]])).tolist()
     [0.5, 1.0]
     """
+    if isinstance(metric, OfSums):
+        return _of_sums(metric)
     try:
         return _FORMS.get(metric)
     except TypeError:  # a callable object that cannot be a key
         return None
+
+
+def _of_sums(metric: OfSums) -> Weighted:
+    """The form of a metric of sums: all sums at once, and the metric of each."""
+
+    def score(sums: Numbers) -> float:
+        try:
+            return float(metric.score(sums))
+        except Undefined:
+            return float("nan")
+
+    def many(counts: Any, labels: Any, weights: Numbers) -> Numbers:
+        del labels
+        each = np.asarray(counts, np.float64)
+        sums = weights.T @ each.reshape(len(each), -1)
+        return np.array([score(one.reshape(each.shape[1:])) for one in sums])
+
+    return many
 
 
 def _mean(of: Callable[[Any, Any], Any]) -> Weighted:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sftjax.core import Batch, PyTree
 from sftjax.data.labels import IGNORED
-from sftjax.evaluate import Interval, Undefined, predict, with_intervals
+from sftjax.evaluate import Interval, Metric, OfSums, Undefined, predict, with_intervals
 from sftjax.evaluate.classification import confusion_matrix
 from sftjax.objectives import dice_cross_entropy
 from sftjax.recipes.scoring import Run
@@ -32,18 +32,17 @@ def counts_of(found: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
     )
 
 
-def dice_of(counts: np.ndarray) -> np.ndarray:
-    """Return the Dice of each class, (K,), over the pixels of all pictures; NaN of nothing.
+def dice_of(total: np.ndarray) -> np.ndarray:
+    """Return the Dice of each class, (K,), of a confusion matrix of pixels; NaN of nothing.
 
-    >>> dice_of(np.array([[[1, 1], [0, 0]]])).round(4).tolist()
+    >>> dice_of(np.array([[1, 1], [0, 0]])).round(4).tolist()
     [0.6667, 0.0]
     """
-    total = counts.sum(0)
     size = (total.sum(0) + total.sum(1)).astype(np.float64)
     return 2 * np.diagonal(total) / np.where(size > 0, size, np.nan)
 
 
-def measures(names: Sequence[str]) -> dict[str, Callable[[Any, Any], float]]:
+def measures(names: Sequence[str]) -> dict[str, Metric]:
     """Return metrics of `(counts (N, K, K), anything)`: mean Dice but background, each, pixels."""
 
     def checked(value: float) -> float:
@@ -51,19 +50,19 @@ def measures(names: Sequence[str]) -> dict[str, Callable[[Any, Any], float]]:
             raise Undefined("the class is neither there nor found")
         return float(value)
 
-    def mean(counts: Any, _: Any) -> float:
-        each = dice_of(counts)[1:]
+    def mean(sums: np.ndarray) -> float:
+        each = dice_of(sums)[1:]
         return checked(float(np.nanmean(each)) if (~np.isnan(each)).any() else float("nan"))
 
-    def of(number: int) -> Callable[[Any, Any], float]:
-        return lambda counts, _: checked(dice_of(counts)[number])
+    def of(number: int) -> Callable[[np.ndarray], float]:
+        return lambda sums: checked(dice_of(sums)[number])
 
-    def pixels(counts: Any, _: Any) -> float:
-        total = counts.sum(0)
+    def pixels(total: np.ndarray) -> float:
         return checked(np.trace(total) / total.sum() if total.sum() else float("nan"))
 
     each = {f"dice_{name.replace(' ', '_')}": of(number) for number, name in enumerate(names)}
-    return {"dice": mean, **each, "pixel_accuracy": pixels}
+    scores = {"dice": mean, **each, "pixel_accuracy": pixels}
+    return {name: OfSums(score) for name, score in scores.items()}
 
 
 class MaskScorer:

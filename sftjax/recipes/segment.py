@@ -170,7 +170,7 @@ def dice_each(found: np.ndarray, rows: MaskRows) -> np.ndarray:
     """Return the mean Dice of each picture over the classes that are there or found but 0."""
     assert rows.labels is not None
     counts = counts_of(found, np.asarray(rows.labels.values), len(rows.labels.names))
-    each = np.stack([dice_of(one[None])[1:] for one in counts])
+    each = np.stack([dice_of(one)[1:] for one in counts])
     there = ~np.isnan(each)
     total = np.where(there, each, 0.0).sum(1)
     return np.where(there.any(1), total / np.maximum(there.sum(1), 1), np.nan)

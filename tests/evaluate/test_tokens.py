@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sftjax.evaluate import (
+    OfSums,
     bootstrap,
     entities,
     entity_counts,
@@ -100,7 +101,7 @@ def test_counts_can_be_resampled_by_sentence():
     true = [["B-PER", "O"]] * 60
     predicted = [["B-PER", "O"]] * 45 + [["O", "O"]] * 15
     _, counts = entity_counts(predicted, true)
-    interval = bootstrap(lambda rows, _: entity_f1_of_counts(rows), counts, counts)
+    interval = bootstrap(OfSums(entity_f1_of_counts), counts, counts)
     assert interval.value == entity_f1(predicted, true)
     assert interval.low < interval.value < interval.high
 

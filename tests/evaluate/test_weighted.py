@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from sftjax import evaluate
-from sftjax.evaluate import Prepared, Undefined, bootstrap, paired_bootstrap, softmax, standard
+from sftjax.evaluate import (
+    OfSums,
+    Prepared,
+    Undefined,
+    bootstrap,
+    paired_bootstrap,
+    softmax,
+    standard,
+)
 from sftjax.evaluate.weighted import _FORMS, weighted_form
 
 ROWS, CLASSES = 40, 3
@@ -127,6 +135,42 @@ def test_a_paired_interval_is_that_of_a_metric_without_a_form(name):
     for given, by in ((metric, 0), (of_shifted, 1)):
         found = paired_bootstrap(given, ours + by, theirs + by, labels + by, resamples=60)
         assert found == pytest.approx(plain, rel=1e-9)
+
+
+def test_a_metric_of_sums_has_a_form():
+    rng = np.random.default_rng(5)
+    counts = rng.integers(0, 2, size=(ROWS, 2, 2))
+
+    def score(sums):
+        if sums[0, 0] < 3:
+            raise Undefined("few")
+        return float(sums[0, 0] / sums.sum())
+
+    plain = bootstrap(lambda rows, _: score(rows.sum(axis=0)), counts[:9], counts[:9])
+    assert plain.undefined > 0
+    found = bootstrap(OfSums(score), counts[:9], counts[:9])
+    assert found == pytest.approx(plain, rel=1e-12)
+
+
+def test_entities_are_read_once_and_counted_for_each_resample():
+    rng = np.random.default_rng(6)
+    logits = [rng.normal(size=(size, 3)) for size in rng.integers(3, 9, size=ROWS)]
+    labels = [rng.integers(3, size=len(row)) for row in logits]
+    labels[0][:] = -100
+    usual = standard("token_classification", ["O", "B-X", "I-X"])
+    names = ["O", "B-X", "I-X"]
+
+    def f1(rows, truth):
+        ids = [row.argmax(1) for row in rows]
+        return evaluate.entity_f1(*evaluate.tags_of_ids(ids, truth, names))
+
+    def accuracy(rows, truth):
+        return evaluate.token_accuracy([row.argmax(1) for row in rows], truth)
+
+    for name, plain in (("f1", f1), ("accuracy", accuracy)):
+        expected = bootstrap(plain, logits, labels, resamples=60)
+        found = bootstrap(usual[name], logits, labels, resamples=60)
+        assert found == pytest.approx(expected, rel=1e-12)
 
 
 def test_portions_of_resamples_are_the_resamples(monkeypatch):
