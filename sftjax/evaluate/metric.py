@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from sftjax.evaluate.checks import Undefined
 
 Metric = Callable[[Any, Any], float]
-"""`(predictions, labels) -> float`; raises `Undefined` where it has no value (NaN is none, either)."""
+"""`(predictions, labels) -> float`; raises `Undefined` where it has no value, or gives NaN."""
 
 
 class Prepared:
