@@ -73,7 +73,16 @@ def nll(predictions: ArrayLike, labels: ArrayLike) -> float:
             "predictions: every row has no negative number and sums to 1, so these are "
             "probabilities; nll takes logits, or the logarithm of probabilities"
         )
-    return float(-np.mean(log_softmax(logits)[np.arange(len(true)), true]))
+    return float(np.mean(nll_rows(logits, true)))
+
+
+def nll_rows(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the negative log-likelihood of each row's label, of what `nll` has checked.
+
+    >>> nll_rows(np.zeros((1, 2)), np.array([0])).round(4).tolist()
+    [0.6931]
+    """
+    return -log_softmax(logits)[np.arange(len(labels)), labels]
 
 
 def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
@@ -90,8 +99,16 @@ def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
     0.2
     """
     p, true = _probabilities(probabilities, labels)
-    right = p[np.arange(len(true)), true]
-    return float(np.mean((p * p).sum(axis=1) - 2 * right + 1))
+    return float(np.mean(brier_rows(p, true)))
+
+
+def brier_rows(p: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return each row's squared distance from its one-hot label, of what `brier` has checked.
+
+    >>> brier_rows(np.array([[0.5, 0.5]]), np.array([0])).tolist()
+    [0.5]
+    """
+    return (p * p).sum(axis=1) - 2 * p[np.arange(len(labels)), labels] + 1
 
 
 def ece(probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 15) -> float:
@@ -147,8 +164,7 @@ def calibration_bins(probabilities: ArrayLike, labels: ArrayLike, num_bins: int 
         raise ValueError(f"num_bins is {num_bins}; calibration needs at least one bin")
     p, true = _probabilities(probabilities, labels)
     edges = np.linspace(0, 1, num_bins + 1)
-    confidence = np.minimum(p.max(axis=1), 1.0)
-    place = np.searchsorted(edges[1:], confidence, side="left")
+    confidence, place = binned(p, num_bins)
     count = np.bincount(place, minlength=num_bins)
     size = np.where(count > 0, count, np.nan)
     right = p.argmax(axis=1) == true
@@ -159,6 +175,18 @@ def calibration_bins(probabilities: ArrayLike, labels: ArrayLike, num_bins: int 
         confidence=np.bincount(place, confidence, num_bins) / size,
         accuracy=np.bincount(place, right, num_bins) / size,
     )
+
+
+def binned(
+    p: NDArray[np.float64], num_bins: int = 15
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Return each row's confidence and the number of its bin.
+
+    >>> binned(np.array([[0.9, 0.1]]), num_bins=2)[1].tolist()
+    [1]
+    """
+    confidence = np.minimum(p.max(axis=1), 1.0)
+    return confidence, np.searchsorted(np.linspace(0, 1, num_bins + 1)[1:], confidence, side="left")
 
 
 def _rows(

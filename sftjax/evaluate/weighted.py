@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftjax.evaluate.calibration import brier, ece, log_softmax, nll
+from sftjax.evaluate.calibration import binned, brier, brier_rows, ece, nll, nll_rows
 from sftjax.evaluate.checks import Undefined
 from sftjax.evaluate.classification import (
     accuracy,
@@ -97,15 +97,6 @@ def _absolutes(predictions: Any, labels: Any) -> Numbers:
     return np.abs(np.asarray(predictions, np.float64) - np.asarray(labels, np.float64))
 
 
-def _surprises(logits: Any, labels: Any) -> Numbers:
-    return -log_softmax(logits)[np.arange(len(labels)), np.asarray(labels)]
-
-
-def _brier_rows(p: Any, labels: Any) -> Numbers:
-    p = np.asarray(p, np.float64)
-    return (p * p).sum(axis=1) - 2 * p[np.arange(len(labels)), np.asarray(labels)] + 1
-
-
 def _sums(values: Numbers, ids: NDArray[np.intp], size: int) -> Numbers:
     """Add up the rows (N, R) of each id, (size, R)."""
     order = np.argsort(ids, kind="stable")
@@ -150,12 +141,11 @@ def _mcc(predictions: Any, labels: Any, weights: Numbers) -> Numbers:
     return np.where(spread > 0, covariance / np.sqrt(np.where(spread > 0, spread, 1.0)), 0.0)
 
 
-def _ece(p: Any, labels: Any, weights: Numbers, num_bins: int = 15) -> Numbers:
-    p = np.asarray(p, np.float64)
-    confidence = np.minimum(p.max(axis=1), 1.0)
-    place = np.searchsorted(np.linspace(0, 1, num_bins + 1)[1:], confidence, side="left")
+def _ece(p: Any, labels: Any, weights: Numbers) -> Numbers:
+    confidence, place = binned(p)
     gap = (p.argmax(axis=1) == np.asarray(labels)) - confidence
-    return np.abs(_sums(weights * gap[:, None], place, num_bins)).sum(axis=0) / weights.sum(axis=0)
+    sums = _sums(weights * gap[:, None], place, int(place.max()) + 1)
+    return np.abs(sums).sum(axis=0) / weights.sum(axis=0)
 
 
 def _kinds(values: Any, positive: Any, weights: Numbers) -> tuple[Numbers, Numbers]:
@@ -243,8 +233,8 @@ _FORMS: dict[Metric, Weighted] = {
     auroc_per_label: _auroc_per_label,
     average_precision: _average_precision,
     average_precision_one_vs_rest: _one_vs_rest(_average_precision),
-    nll: _mean(_surprises),
-    brier: _mean(_brier_rows),
+    nll: _mean(nll_rows),
+    brier: _mean(brier_rows),
     ece: _ece,
     coverage: _mean(lambda sets, labels: np.asarray(sets)[np.arange(len(labels)), labels]),
     subset_accuracy: _mean(

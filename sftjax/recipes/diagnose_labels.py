@@ -9,6 +9,7 @@ import numpy as np
 
 from sftjax.evaluate import (
     Interval,
+    Metric,
     auroc,
     average_precision,
     brier,
@@ -143,7 +144,7 @@ def _label(
 ) -> Numbers:
     name, mine = judge.names[k], truth[:, k]
     line: Numbers = {"label": name, "pictures": int(mine.sum())}
-    metrics: dict[str, Callable[[Any, Any], float]] = {"auroc": auroc, "auprc": average_precision}
+    metrics: dict[str, Metric] = {"auroc": auroc, "auprc": average_precision}
     threshold = judge.thresholds.get(name)
     line["threshold"] = "none" if threshold is None else f"{threshold.value:.4g}"
     if threshold is not None:
@@ -151,7 +152,7 @@ def _label(
     return line | with_intervals(metrics, p[:, k], mine, groups=groups)
 
 
-def _pooled(metric: Callable[[Any, Any], float]) -> Callable[[Any, Any], float]:
+def _pooled(metric: Metric) -> Metric:
     """Return a metric of probabilities of classes over every label of every row."""
 
     def of(p: Any, truth: Any) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from sftjax.core import Objective
 from sftjax.evaluate import (
     Interval,
+    Metric,
     Undefined,
     auroc,
     average_precision,
@@ -53,7 +54,7 @@ def objective_of_labels(
     return functools.partial(multi_label, dropout=dropout, pos_weight=weight)
 
 
-def mean_over_labels(metric: Callable[[Any, Any], float]) -> Callable[[Any, Any], float]:
+def mean_over_labels(metric: Metric) -> Metric:
     """Return the mean of a metric of `(scores (N,), truth (N,))` over the labels that have one.
 
     >>> mean_over_labels(auroc)(np.eye(2), np.eye(2))

@@ -1,12 +1,13 @@
 """What a judge is worth on test rows: everything with intervals over groups."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sftjax.evaluate import (
     Interval,
+    Metric,
     accuracy,
     auroc,
     auroc_one_vs_rest,
@@ -20,12 +21,12 @@ from sftjax.evaluate import (
     macro_f1,
     mean_size,
     nll,
+    screening_metrics,
     softmax,
     subgroup_table,
     table_markdown,
     with_intervals,
 )
-from sftjax.evaluate.screening import screening_metrics
 from sftjax.recipes.judging import Judge
 from sftjax.recipes.picture_rows import PictureRows
 
@@ -85,7 +86,7 @@ def measure(
     logs = np.log(np.maximum(p, 1e-300))
     found: dict[str, Interval | float] = {}
 
-    def take(metrics: dict[str, Callable[[Any, Any], float]], values: np.ndarray) -> None:
+    def take(metrics: dict[str, Metric], values: np.ndarray) -> None:
         found.update(with_intervals(metrics, values, labels, groups=groups))
 
     take(
